@@ -1,0 +1,330 @@
+"""Frozen dataclasses for every config, made from ConfigDicts at the door.
+
+In: a `ConfigDict` from `configs/`, with overrides from the command line applied.
+Out: a `PretrainConfig`, `SFTConfig`, `RewardConfig` or `PPOConfig`; every key known, typed and present.
+Left out: defaults and explanations of keys (`configs/base.py`), anything that touches disk or devices.
+
+A field here has a default only if that value is neutral, that is, means "as if the key did not exist".
+Neutral values are left out of a run's identity, so that adding a key with one orphans no finished run.
+"""
+
+import dataclasses
+import difflib
+import hashlib
+import json
+import types
+import typing
+from typing import Any
+
+
+class UserError(ValueError):
+    """A mistake that a user can mend: one line with key, value and remedy; `main` exits with code 2."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """What the weights mean: stored in every manifest, compared at every handoff."""
+
+    vocab_size: int
+    model_dim: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    mlp_dim: int
+    max_positions: int
+    positions: str  # 'learned' | 'rotary'
+    rope_theta: float
+    norm: str  # 'layernorm' | 'rmsnorm'
+    norm_eps: float
+    mlp: str  # 'gelu' | 'swiglu'
+    use_bias: bool
+    tie_embeddings: bool
+
+    def __post_init__(self):
+        _one_of('model.positions', self.positions, ('learned', 'rotary'))
+        _one_of('model.norm', self.norm, ('layernorm', 'rmsnorm'))
+        _one_of('model.mlp', self.mlp, ('gelu', 'swiglu'))
+        if self.num_heads % self.num_kv_heads:
+            raise UserError(f'model.num_heads={self.num_heads} is not a multiple of '
+                            f'model.num_kv_heads={self.num_kv_heads}; use a divisor of {self.num_heads}')
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """Devices along each mesh axis; -1 (at most once) takes what is left."""
+
+    data: int
+    fsdp: int
+    tensor: int
+
+
+@dataclasses.dataclass(frozen=True)
+class ExecConfig:
+    """How the weights are run. Changes nothing that a checkpoint says, except through `compute_dtype`."""
+
+    mesh: MeshConfig
+    rules: dict[str, tuple[str, ...]]  # logical axis -> mesh axes
+    compute_dtype: str  # 'float32' | 'bfloat16'
+    remat: str  # 'none' | 'minimal' | 'full'
+    scan_unroll: int
+    logits_chunk_tokens: int
+    micro_batches: int
+
+    def __post_init__(self):
+        _one_of('exec.compute_dtype', self.compute_dtype, ('float32', 'bfloat16'))
+        _one_of('exec.remat', self.remat, ('none', 'minimal', 'full'))
+
+
+@dataclasses.dataclass(frozen=True)
+class SourceConfig:
+    """One source of documents. Exactly one of `tfds`, `jsonl`, `text` is set."""
+
+    tfds: str | None
+    jsonl: str | None
+    text: str | None
+    fields: dict[str, str]
+    train_split: str
+    validation_split: str
+    validation_files: str | None
+    holdout_percent: float
+    weight: float
+
+    def __post_init__(self):
+        given = [key for key in ('tfds', 'jsonl', 'text') if getattr(self, key)]
+        if len(given) != 1:
+            raise UserError(f'a data source sets {given or "none"} of tfds, jsonl and text; set exactly one')
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """Where rows come from, by source name."""
+
+    sources: dict[str, SourceConfig]
+    data_dir: str
+    max_bad_percent: float
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenizerConfig:
+    """How the pretraining stage gets its tokenizer; later stages take their parent's."""
+
+    path: str | None
+    train_bytes: int
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimConfig:
+    """AdamW with warm-up, a schedule, clipping, and optionally an average of the weights."""
+
+    learning_rate: float
+    warmup_steps: int
+    schedule: str  # 'cosine' | 'wsd' | 'constant'
+    schedule_steps: int
+    decay_fraction: float
+    final_fraction: float
+    weight_decay: float
+    b1: float
+    b2: float
+    eps: float
+    clip_norm: float
+    ema_decay: float = 0.0
+
+    def __post_init__(self):
+        _one_of('optim.schedule', self.schedule, ('cosine', 'wsd', 'constant'))
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplesConfig:
+    """What is generated for a person to read, after a stage and on demand."""
+
+    prompts: tuple[str, ...]
+    max_new_tokens: int
+    temperature: float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StageConfig:
+    """Keys that all four stages have."""
+
+    stage: str
+    seed: int
+    init_from: str | None
+    exec: ExecConfig
+    data: DataConfig
+    optim: OptimConfig
+    batch_size: int
+    seq_len: int
+    stop_step: int
+    dropout: float
+    log_every_steps: int
+    eval_every_steps: int
+    eval_rows: int
+    save_every_steps: int
+    keep_checkpoints: int
+    samples: SamplesConfig
+
+    def __post_init__(self):
+        if self.batch_size % self.exec.micro_batches:
+            raise UserError(f'batch_size={self.batch_size} is not divisible by '
+                            f'exec.micro_batches={self.exec.micro_batches}; use a multiple')
+        for key in ('batch_size', 'seq_len', 'stop_step', 'log_every_steps', 'eval_every_steps', 'save_every_steps'):
+            if getattr(self, key) < 1:
+                raise UserError(f'{key}={getattr(self, key)} is not positive; use 1 or more')
+        if self.keep_checkpoints < 2:
+            raise UserError(f'keep_checkpoints={self.keep_checkpoints} leaves nothing to fall back to; use 2 or more')
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PretrainConfig(StageConfig):
+    """Next-token prediction on packed windows of text."""
+
+    model: ModelConfig
+    tokenizer: TokenizerConfig
+    z_loss: float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SFTConfig(StageConfig):
+    """Next-token prediction on the answers of packed chats."""
+
+    patience: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RewardConfig(StageConfig):
+    """A scalar head trained on ranked answers; normalised on answers that the SFT policy samples."""
+
+    ranked_answers: int
+    prompt_data: DataConfig
+    normalize_samples: int
+    max_new_tokens: int
+    temperature: float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PPOConfig(StageConfig):
+    """Proximal policy optimisation against a frozen scorer, with a penalty on the divergence from SFT."""
+
+    reward_from: str
+    rollout_batch: int
+    epochs: int
+    max_prompt_tokens: int
+    max_new_tokens: int
+    temperature: float
+    discount: float
+    gae_lambda: float
+    clip_epsilon: float
+    value_clip_epsilon: float
+    value_coef: float
+    value_learning_rate: float
+    value_warmup_steps: int
+    kl_coef: float
+    kl_target: float
+    kl_horizon: float
+    kl_budget: float
+    missing_eos_penalty: float
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.rollout_batch % self.batch_size:
+            raise UserError(f'rollout_batch={self.rollout_batch} is not divisible by '
+                            f'batch_size={self.batch_size}; use a multiple')
+        if self.max_prompt_tokens + self.max_new_tokens != self.seq_len:
+            raise UserError(f'seq_len={self.seq_len} is not max_prompt_tokens={self.max_prompt_tokens} plus '
+                            f'max_new_tokens={self.max_new_tokens}; set seq_len to their sum')
+
+
+STAGES = {'pretrain': PretrainConfig, 'sft': SFTConfig, 'reward': RewardConfig, 'ppo': PPOConfig}
+
+# Keys that say how or for how long a run is made, not what it computes (DESIGN of a run's identity).
+_NOT_IDENTITY = frozenset({
+    'exec.mesh', 'exec.rules', 'exec.remat', 'exec.scan_unroll', 'exec.logits_chunk_tokens', 'exec.micro_batches',
+    'data.data_dir', 'prompt_data.data_dir', 'stop_step', 'log_every_steps', 'save_every_steps',
+    'keep_checkpoints', 'samples', 'init_from', 'reward_from', 'tokenizer.path'})
+
+
+def stage_config(config) -> StageConfig:
+    """Turns one stage's ConfigDict into its dataclass; raises UserError on an unknown, missing or ill-typed key."""
+    stage = config.get('stage')
+    if stage not in STAGES:
+        raise UserError(f'stage={stage!r} is not a stage; use one of {", ".join(STAGES)}')
+    return from_dict(STAGES[stage], config.to_dict())
+
+
+def from_dict(cls: type, values: dict[str, Any], path: str = '') -> Any:
+    """Builds dataclass `cls` from nested dicts, refusing unknown keys with the nearest known one."""
+    hints = typing.get_type_hints(cls)
+    known = {field.name: field for field in dataclasses.fields(cls)}
+    for key in values:
+        if key not in known:
+            raise UserError(f'unknown config key {path}{key}{nearest(key, known)}')
+    for key, field in known.items():
+        if key not in values and field.default is dataclasses.MISSING:
+            raise UserError(f'config key {path}{key} is missing; configs/base.py lists every key')
+    return cls(**{key: _convert(hints[key], value, path + key) for key, value in values.items()})
+
+
+def nearest(key: str, known) -> str:
+    """`; did you mean NAME?` for the closest of the known names, or nothing."""
+    close = difflib.get_close_matches(key, list(known), n=1, cutoff=0.5)
+    return f'; did you mean {close[0]}?' if close else f'; known: {", ".join(sorted(known))}'
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """The inverse of `from_dict`, ready for JSON."""
+    return dataclasses.asdict(config)
+
+
+def identity_dict(config: StageConfig) -> dict[str, Any]:
+    """The keys that change the result, flat and dotted; keys at their neutral default are left out."""
+    return dict(_identity_items(config, ''))
+
+
+def digest(value: Any) -> str:
+    """SHA-256, in hex, of a value's canonical JSON."""
+    text = json.dumps(value, sort_keys=True, separators=(',', ':'), ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _identity_items(value: Any, path: str):
+    if path in _NOT_IDENTITY:
+        return
+    if dataclasses.is_dataclass(value):
+        for field in dataclasses.fields(value):
+            item = getattr(value, field.name)
+            if field.default is dataclasses.MISSING or item != field.default:
+                yield from _identity_items(item, f'{path}.{field.name}' if path else field.name)
+    elif isinstance(value, dict):
+        for key in sorted(value):
+            yield from _identity_items(value[key], f'{path}.{key}')
+    else:
+        yield path, list(value) if isinstance(value, tuple) else value
+
+
+def _one_of(key: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise UserError(f'{key}={value!r} is not known; use one of {", ".join(allowed)}')
+
+
+def _convert(hint: Any, value: Any, path: str) -> Any:
+    if dataclasses.is_dataclass(hint):
+        if not isinstance(value, dict):
+            raise UserError(f'{path}={value!r} is not a section of keys; see configs/base.py')
+        return from_dict(hint, value, path + '.')
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        if value is None:
+            return None
+        return _convert(next(a for a in arguments if a is not type(None)), value, path)
+    if origin is dict:
+        return {key: _convert(arguments[1], item, f'{path}.{key}') for key, item in value.items()}
+    if origin is tuple:
+        if isinstance(value, str) or not isinstance(value, (tuple, list)):
+            raise UserError(f'{path}={value!r} is not a tuple; write it as ({value!r},)')
+        return tuple(_convert(arguments[0], item, path) for item in value)
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, hint) or (hint is not bool and isinstance(value, bool)):
+        raise UserError(f'{path}={value!r} is not {hint.__name__}; see configs/base.py')
+    return value

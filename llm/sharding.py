@@ -1,0 +1,139 @@
+"""The device mesh, and our own rules from logical axis names to mesh axes.
+
+In: an `ExecConfig`'s mesh sizes and rules; logical axis names from parameters and activations.
+Out: a `Mesh`, `AxisRules`, NamedShardings for trees of parameters, global arrays from rows on the host.
+Left out: Flax's rule context. It ignores a misspelt activation axis, replicates a misspelt parameter axis,
+and is not part of the jit cache key; `AxisRules` raises instead, and is a plain hashable value.
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+from flax import linen as nn
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+import numpy as np
+
+from llm.config import MeshConfig, UserError, nearest
+
+MESH_AXES = ('data', 'fsdp', 'tensor')
+
+
+@dataclasses.dataclass(frozen=True)
+class AxisRules:
+    """Logical axis name -> mesh axes, as a hashable value.
+
+    Weight width (`embed`) and activation width (`act`) are different names, because a weight's width is
+    split for storage and gathered for use, while an activation's follows the computation.
+    """
+
+    rules: tuple[tuple[str, tuple[str, ...]], ...]
+
+    @classmethod
+    def from_config(cls, rules: dict[str, tuple[str, ...]]) -> 'AxisRules':
+        for name, axes in rules.items():
+            for axis in axes:
+                if axis not in MESH_AXES:
+                    raise UserError(f'exec.rules.{name} names the mesh axis {axis!r}{nearest(axis, MESH_AXES)}')
+        return cls(tuple(sorted(rules.items())))
+
+    def spec(self, names: tuple[str | None, ...]) -> PartitionSpec:
+        """The PartitionSpec of an array whose dimensions carry these logical names (None: not split).
+
+        Raises ValueError for a name without a rule and for two dimensions on one mesh axis.
+        """
+        table = dict(self.rules)
+        used: dict[str, str] = {}
+        parts = []
+        for name in names:
+            if name is not None and name not in table:
+                raise ValueError(f'logical axis {name!r} has no rule{nearest(name, table)}')
+            axes = () if name is None else table[name]
+            for axis in axes:
+                if axis in used:
+                    raise UserError(f'exec.rules puts both {used[axis]!r} and {name!r} of one array on mesh axis '
+                                    f'{axis!r}; move one of them')
+                used[axis] = name
+            parts.append(axes[0] if len(axes) == 1 else axes or None)
+        return PartitionSpec(*parts)
+
+
+def make_mesh(config: MeshConfig, devices=None) -> Mesh:
+    """A mesh with axes data, fsdp, tensor over all devices; raises UserError where the sizes do not fit."""
+    devices = jax.devices() if devices is None else devices
+    sizes = dataclasses.astuple(config)
+    if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):
+        raise UserError(f'exec.mesh={sizes} (data, fsdp, tensor): use positive sizes and at most one -1')
+    fixed = int(np.prod([size for size in sizes if size != -1]))
+    if -1 in sizes and len(devices) % fixed == 0:
+        sizes = tuple(len(devices) // fixed if size == -1 else size for size in sizes)
+    if int(np.prod(sizes)) > len(devices) or -1 in sizes:
+        raise UserError(f'exec.mesh={sizes} (data, fsdp, tensor) does not fit {len(devices)} devices; '
+                        f'change exec.mesh so that the product divides {len(devices)}')
+    # Auto: under the default, Explicit, Linen's init fails.
+    return jax.make_mesh(sizes, MESH_AXES, axis_types=(AxisType.Auto,) * 3,
+                         devices=devices[:int(np.prod(sizes))])
+
+
+def constrain(x: jax.Array, names: tuple[str | None, ...], rules: AxisRules) -> jax.Array:
+    """Pins an activation's sharding under the mesh set by `jax.set_mesh`; a no-op without one."""
+    if jax.sharding.get_abstract_mesh().empty:
+        return x
+    return jax.lax.with_sharding_constraint(x, rules.spec(names))
+
+
+def shardings_of(boxed, mesh: Mesh, rules: AxisRules):
+    """NamedShardings for a tree of shapes boxed with logical names (`jax.eval_shape` of a Linen init).
+
+    Raises UserError where a mesh axis does not divide a dimension.
+    """
+    def one(path, leaf):
+        names = leaf.names if isinstance(leaf, nn.LogicallyPartitioned) else ()
+        shape = leaf.value.shape if isinstance(leaf, nn.LogicallyPartitioned) else leaf.shape
+        spec = rules.spec(names)
+        for size, axes, name in zip(shape, spec, names):
+            ways = int(np.prod([mesh.shape[a] for a in ((axes,) if isinstance(axes, str) else axes or ())]))
+            if size % ways:
+                raise UserError(f'parameter {jax.tree_util.keystr(path)} has {name}={size}, which {ways} shards do '
+                                f'not divide; change exec.mesh or exec.rules.{name}')
+        return NamedSharding(mesh, spec)
+    return jax.tree_util.tree_map_with_path(one, boxed, is_leaf=lambda x: isinstance(x, nn.LogicallyPartitioned))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def batch_sharding(mesh: Mesh, rules: AxisRules) -> NamedSharding:
+    """Rows of a batch over the mesh axes of `batch`; all other dimensions whole."""
+    return NamedSharding(mesh, rules.spec(('batch',)))
+
+
+def check_batch(key: str, batch_size: int, mesh: Mesh, rules: AxisRules) -> None:
+    """Raises UserError unless a batch of that many rows splits evenly over the mesh."""
+    ways = int(np.prod([mesh.shape[axis] for axis in dict(rules.rules)['batch']]))
+    if batch_size % ways:
+        raise UserError(f'{key}={batch_size} is not divisible by {ways} data shards; use a multiple of {ways} '
+                        f'or change exec.mesh')
+
+
+def global_batch(rows: Callable[[np.ndarray], dict[str, np.ndarray]], indices: np.ndarray,
+                 sharding: NamedSharding) -> dict[str, jax.Array]:
+    """A batch of global arrays, of which this process loads only the rows that its devices hold.
+
+    Args:
+      rows: dense rows for given indices, each field with the row axis first.
+      indices: the whole batch's row indices, the same on every process.
+      sharding: of the row axis; `batch_sharding`.
+    """
+    shape = (len(indices),)
+    mine = np.unique(np.concatenate([np.arange(len(indices))[index] for index in
+                                     sharding.addressable_devices_indices_map(shape).values()]))
+    local = rows(indices[mine])
+
+    def place(field: np.ndarray) -> jax.Array:
+        def shard(index):
+            wanted = np.arange(len(indices))[index[0]]
+            return field[np.searchsorted(mine, wanted)][(slice(None), *index[1:])]
+        return jax.make_array_from_callback((len(indices), *field.shape[1:]), sharding, shard)
+    return {name: place(field) for name, field in local.items()}
