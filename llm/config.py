@@ -198,6 +198,7 @@ class RewardConfig(StageConfig):
     ranked_answers: int
     prompt_data: DataConfig
     normalize_samples: int
+    max_prompt_tokens: int
     max_new_tokens: int
     temperature: float
 

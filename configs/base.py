@@ -1,0 +1,163 @@
+"""Every config key, once, with its meaning, its unit and its default.
+
+In: nothing. Out: ConfigDicts that the recipes in this folder change and that `llm.config` checks.
+Left out: sizes of models (`sizes.py`). `placeholder` marks a key that may stay empty.
+"""
+
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+
+def execution() -> ConfigDict:
+    """How weights are run; nothing here changes what a checkpoint means."""
+    return ConfigDict({
+        # Devices along each mesh axis; -1, at most once, takes the rest.
+        'mesh': {'data': -1, 'fsdp': 1, 'tensor': 1},
+        # Logical axis -> mesh axes. The first group are axes of weights, the second of activations.
+        'rules': {
+            'vocab': ('tensor',), 'embed': ('fsdp',), 'heads': ('tensor',), 'kv_heads': ('tensor',),
+            'mlp': ('tensor',), 'head_dim': (), 'layers': (), 'positions': (), 'norm': (),
+            'batch': ('data', 'fsdp'), 'length': (), 'act': (), 'act_heads': ('tensor',),
+            'act_kv_heads': ('tensor',), 'act_mlp': ('tensor',), 'act_vocab': ('tensor',)},
+        # Of matmuls and activations; parameters, norms, softmax and losses are float32. bfloat16 on TPU.
+        'compute_dtype': 'float32',
+        # What the backward pass recomputes: none, minimal (all but matmul results), full (every layer).
+        'remat': 'none',
+        # Layers unrolled in each step of the scan over layers; 0 is all of them: faster on CPU, slower to compile.
+        'scan_unroll': 0,
+        # Positions whose logits are alive at once in the loss, in tokens of each row.
+        'logits_chunk_tokens': 128,
+        # Pieces that a batch is cut into; gradients are accumulated over them.
+        'micro_batches': 1,
+    })
+
+
+def source(**keys) -> ConfigDict:
+    """One source of documents; one of tfds, jsonl and text is given."""
+    config = ConfigDict({
+        'tfds': placeholder(str),   # TFDS name, e.g. 'reviews/rank', built as array_record.
+        'jsonl': placeholder(str),  # file or glob of JSON lines.
+        'text': placeholder(str),   # file or glob of plain text, a document each.
+        'fields': {},               # our field name -> the source's own, where they differ.
+        'train_split': 'train',            # of a TFDS set.
+        'validation_split': 'validation',  # of a TFDS set.
+        'validation_files': placeholder(str),  # file or glob; empty: documents are held out of the training files.
+        'holdout_percent': 5.0,     # of documents, by a hash of their content.
+        'weight': 1.0,              # share of rows in the mixture, relative to the other sources.
+    })
+    with config.unlocked():
+        config.update(keys)
+    return config
+
+
+def data(**sources: ConfigDict) -> ConfigDict:
+    """A mixture of named sources."""
+    return ConfigDict({
+        'sources': sources,
+        'data_dir': '~/.cache/quartet',  # where downloads and TFDS sets are kept; may be a bucket.
+        'max_bad_percent': 1.0,          # of rows that may be malformed before the run stops.
+    })
+
+
+def optim() -> ConfigDict:
+    """AdamW."""
+    return ConfigDict({
+        'learning_rate': 1e-3,    # peak.
+        'warmup_steps': 100,      # linear, from zero.
+        'schedule': 'cosine',     # cosine, wsd (warm-up, stable, decay) or constant, after the warm-up.
+        'schedule_steps': 1000,   # length of the whole schedule, in steps; a run may stop before or after.
+        'decay_fraction': 0.2,    # of schedule_steps, at its end, that wsd decays over.
+        'final_fraction': 0.1,    # of learning_rate that the schedule ends at.
+        'weight_decay': 0.1,      # of matrices and embeddings, decoupled, times the learning rate.
+        'b1': 0.9, 'b2': 0.95, 'eps': 1e-8,
+        'clip_norm': 1.0,         # of the whole gradient.
+        'ema_decay': 0.0,         # of the average of the weights, per step; 0 keeps none.
+    })
+
+
+def stage(name: str) -> ConfigDict:
+    """Keys that all stages have."""
+    return ConfigDict({
+        'stage': name,
+        'seed': 0,
+        'init_from': placeholder(str),  # parent: stage:NAME within a pipeline, or PATH[@step].
+        'exec': execution(),
+        'data': data(),
+        'optim': optim(),
+        'batch_size': 16,         # global, in rows.
+        'seq_len': 128,           # tokens of a row.
+        'stop_step': 1000,        # steps of this run; not part of its identity, so that it can be extended.
+        'dropout': 0.0,           # probability, at embeddings, attention weights and residual branches.
+        'log_every_steps': 10,
+        'eval_every_steps': 200,  # part of the identity: it decides which step is the best.
+        'eval_rows': 256,         # of each source, at most, in an evaluation.
+        'save_every_steps': 200,
+        'keep_checkpoints': 2,    # sound ones, the best one not counted.
+        'samples': {
+            'prompts': (),        # what is continued or answered after the stage, for a person to read.
+            'max_new_tokens': 48,
+            'temperature': 0.7,
+        },
+    })
+
+
+def pretrain(model: ConfigDict) -> ConfigDict:
+    """Next-token prediction on windows of text."""
+    config = stage('pretrain')
+    with config.unlocked():
+        config.model = model
+        config.tokenizer = ConfigDict({
+            'path': placeholder(str),   # a SentencePiece model to use; empty: one is trained on the training data.
+            'train_bytes': 10_000_000,  # of text that it is trained on, at most.
+        })
+        config.z_loss = 0.0             # coefficient of the squared log-partition (PaLM: 1e-4).
+    return config
+
+
+def sft() -> ConfigDict:
+    """Next-token prediction on the answers of chats."""
+    config = stage('sft')
+    with config.unlocked():
+        config.patience = 3             # evaluations without a better one before the stage ends.
+    return config
+
+
+def reward() -> ConfigDict:
+    """A scalar head on ranked answers."""
+    config = stage('reward')
+    with config.unlocked():
+        config.ranked_answers = 4       # K: answers to one prompt in one batch element.
+        config.prompt_data = data()     # prompts that the SFT policy answers, to normalise the scores.
+        config.normalize_samples = 256  # answers whose scores give the mean and the deviation.
+        config.max_prompt_tokens = 64   # of those prompts.
+        config.max_new_tokens = 48      # of those answers.
+        config.temperature = 1.0        # of those answers.
+    return config
+
+
+def ppo() -> ConfigDict:
+    """Proximal policy optimisation against the scorer. A step is one iteration: rollout, score, update.
+
+    `batch_size` is the minibatch, in answers. Learning rate and its schedule count updates of the weights.
+    """
+    config = stage('ppo')
+    with config.unlocked():
+        config.reward_from = placeholder(str)  # the scorer: stage:NAME or PATH[@step].
+        config.rollout_batch = 64          # answers sampled in an iteration, global.
+        config.epochs = 4                  # passes over them.
+        config.max_prompt_tokens = 64
+        config.max_new_tokens = 48         # seq_len is the sum of these two.
+        config.temperature = 1.0           # of training rollouts; log-probs are taken at it too.
+        config.discount = 1.0              # gamma.
+        config.gae_lambda = 0.95
+        config.clip_epsilon = 0.2          # of the probability ratio.
+        config.value_clip_epsilon = 0.2    # of the value's change, in units of normalised reward.
+        config.value_coef = 0.5
+        config.value_learning_rate = 1e-4  # peak; the rest of `optim` holds for both.
+        config.value_warmup_steps = 2      # iterations that train the value alone.
+        config.kl_coef = 0.05              # beta, at the start.
+        config.kl_target = 6.0             # nats an answer.
+        config.kl_horizon = 10_000.0       # answers; inf keeps kl_coef fixed.
+        config.kl_budget = 20.0            # nats an answer; beyond it the stage ends.
+        config.missing_eos_penalty = 1.0   # in deviations of the normalised score.
+    return config
