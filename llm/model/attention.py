@@ -1,0 +1,126 @@
+"""Multi-head attention with grouped queries, rotary positions and an explicit key-value cache.
+
+In: x_BTD, where each token stands (`positions_BT`), which tokens may see each other (`MaskSpec`), maybe a cache.
+Out: the attention's contribution to the residual stream, and the cache with this call's keys and values.
+Left out: kernels other than einsum + softmax (XLA's dot_product_attention took 46 ms where this took 34 on CPU).
+"""
+
+from typing import NamedTuple
+
+from flax import linen as nn
+from flax import struct
+import jax
+import jax.numpy as jnp
+
+from llm.config import ExecConfig, ModelConfig
+from llm.model.layers import Einsum, dropout, residual_stddev
+from llm.sharding import AxisRules, constrain
+
+
+@struct.dataclass
+class MaskSpec:
+    """Which tokens may attend to which, without a dense mask.
+
+    causal: a token sees no later position. segments_BT: a token sees its own segment only; None: one segment.
+    """
+
+    causal: bool = struct.field(pytree_node=False, default=True)
+    segments_BT: jax.Array | None = None
+
+
+class Cache(NamedTuple):
+    """Keys and values of the tokens so far, all layers; slot s of a row holds position s."""
+
+    k_LBSKH: jax.Array
+    v_LBSKH: jax.Array
+
+
+def init_cache(config: ModelConfig, exec_config: ExecConfig, batch: int, length: int) -> Cache:
+    """An empty cache for `batch` rows of up to `length` tokens, in the compute dtype."""
+    shape = (config.num_layers, batch, length, config.num_kv_heads, config.head_dim)
+    empty = constrain(jnp.zeros(shape, exec_config.compute_dtype),
+                      (None, 'batch', None, 'act_kv_heads', None), AxisRules.from_config(exec_config.rules))
+    return Cache(empty, empty)
+
+
+class Rotary(NamedTuple):
+    """Cosine and sine of each position's angles, float32; the same in all layers, so made once."""
+
+    cos_BTH: jax.Array  # H here is half a head's width
+    sin_BTH: jax.Array
+
+
+def make_rotary(positions_BT: jax.Array, head_dim: int, theta: float) -> Rotary:
+    """Angles position * theta^(-2i / head_dim), i < head_dim / 2 (arXiv:2104.09864)."""
+    rate_H = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
+    angle_BTH = positions_BT[:, :, None].astype(jnp.float32) * rate_H[None, None]
+    return Rotary(jnp.cos(angle_BTH), jnp.sin(angle_BTH))
+
+
+def rotate(x_BTNH: jax.Array, rotary: Rotary) -> jax.Array:
+    """Turns the pairs (i, i + head_dim / 2), Llama's half-split convention. In float32; keeps the dtype."""
+    low, high = jnp.split(x_BTNH.astype(jnp.float32), 2, axis=-1)
+    cos, sin = rotary.cos_BTH[:, :, None], rotary.sin_BTH[:, :, None]
+    return jnp.concatenate([low * cos - high * sin, high * cos + low * sin], -1).astype(x_BTNH.dtype)
+
+
+def allowed(mask: MaskSpec, positions_BT: jax.Array, positions_BS: jax.Array) -> jax.Array:
+    """Which keys a query may see, [B, T, S] bool; a `MaskSpec` with segments needs T == S."""
+    allowed_BTS = jnp.ones((), bool)[None, None, None]
+    if mask.causal:
+        allowed_BTS &= positions_BS[:, None, :] <= positions_BT[:, :, None]
+    if mask.segments_BT is not None:
+        allowed_BTS &= mask.segments_BT[:, None, :] == mask.segments_BT[:, :, None]
+    return allowed_BTS
+
+
+class Attention(nn.Module):
+    """Softmax attention; query head n uses key-value head n // (N / K) (arXiv:2305.13245, Llama's order)."""
+
+    config: ModelConfig
+    exec: ExecConfig
+    dropout: float
+
+    @nn.compact
+    def __call__(self, x_BTD: jax.Array, positions_BT: jax.Array, mask: MaskSpec, rotary: Rotary | None,
+                 cache: Cache | None, layer: jax.Array) -> tuple[jax.Array, Cache | None]:
+        config = self.config
+        q_BTNH = self._project('query', x_BTD, config.num_heads, 'heads')
+        k_BSKH = self._project('key', x_BTD, config.num_kv_heads, 'kv_heads')
+        v_BSKH = self._project('value', x_BTD, config.num_kv_heads, 'kv_heads')
+        if rotary is not None:
+            q_BTNH, k_BSKH = rotate(q_BTNH, rotary), rotate(k_BSKH, rotary)
+        positions_BS = positions_BT
+        if cache is not None:
+            assert mask.causal and mask.segments_BT is None, 'a cache holds one causal piece a row'
+            cache = _write(cache, layer, k_BSKH, v_BSKH, positions_BT[:, 0])
+            k_BSKH, v_BSKH = cache.k_LBSKH[layer], cache.v_LBSKH[layer]
+            positions_BS = jnp.arange(k_BSKH.shape[1])[None]
+        out_BTNH = self._attend(q_BTNH, k_BSKH, v_BSKH, allowed(mask, positions_BT, positions_BS))
+        shape, axes = (config.num_heads, config.head_dim, config.model_dim), ('heads', 'head_dim', 'embed')
+        project = Einsum('BTNH,NHD->BTD', shape, axes, self.exec.compute_dtype, config.use_bias,
+                         residual_stddev(config), name='out')
+        return project(out_BTNH), cache
+
+    def _project(self, name: str, x_BTD: jax.Array, heads: int, axis: str) -> jax.Array:
+        shape = (self.config.model_dim, heads, self.config.head_dim)
+        y_BTNH = Einsum('BTD,DNH->BTNH', shape, ('embed', axis, 'head_dim'), self.exec.compute_dtype,
+                        self.config.use_bias, name=name)(x_BTD)
+        return constrain(y_BTNH, ('batch', 'length', f'act_{axis}', None), AxisRules.from_config(self.exec.rules))
+
+    def _attend(self, q_BTNH, k_BSKH, v_BSKH, allowed_BTS) -> jax.Array:
+        batch, length, heads, width = q_BTNH.shape
+        kv_heads = k_BSKH.shape[2]
+        q_BTKGH = q_BTNH.reshape(batch, length, kv_heads, heads // kv_heads, width)
+        scores_BKGTS = jnp.einsum('BTKGH,BSKH->BKGTS', q_BTKGH, k_BSKH, preferred_element_type=jnp.float32)
+        scores_BKGTS = jnp.where(allowed_BTS[:, None, None], scores_BKGTS * width ** -0.5, -1e30)
+        probs_BKGTS = dropout(nn.softmax(scores_BKGTS), self.dropout, 'dropout').astype(v_BSKH.dtype)
+        return jnp.einsum('BKGTS,BSKH->BTKGH', probs_BKGTS, v_BSKH).reshape(q_BTNH.shape)
+
+
+def _write(cache: Cache, layer: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array, start_B: jax.Array) -> Cache:
+    """Puts keys and values of T consecutive positions, from `start_B` on, into one layer of the cache."""
+    def one(cache_LSKH, new_TKH, start):
+        return jax.lax.dynamic_update_slice(cache_LSKH, new_TKH[None], (layer, start, 0, 0))
+    write = jax.vmap(one, in_axes=(1, 0, 0), out_axes=1)
+    return Cache(write(cache.k_LBSKH, k_BTKH, start_B), write(cache.v_LBSKH, v_BTKH, start_B))
