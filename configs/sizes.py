@@ -8,43 +8,60 @@ gpt2_xl 1,557,611,200; llama2_7b 6,738,415,616; llama3_8b 8,030,261,248; llama3_
 import ml_collections
 
 
-def get_size(name: str) -> ml_collections.ConfigDict:
-    """The keys of `ModelConfig` for a name of `SIZES`; raises ValueError for another."""
-    if name not in SIZES:
-        raise ValueError(f'model size {name!r} is not known; use one of {", ".join(SIZES)}')
-    return ml_collections.ConfigDict(SIZES[name])
+def gpt2() -> ml_collections.ConfigDict:
+    return _gpt2(num_layers=12, model_dim=768, num_heads=12)
 
 
-def _gpt2(num_layers: int, model_dim: int, num_heads: int) -> dict:
+def gpt2_medium() -> ml_collections.ConfigDict:
+    return _gpt2(num_layers=24, model_dim=1024, num_heads=16)
+
+
+def gpt2_large() -> ml_collections.ConfigDict:
+    return _gpt2(num_layers=36, model_dim=1280, num_heads=20)
+
+
+def gpt2_xl() -> ml_collections.ConfigDict:
+    return _gpt2(num_layers=48, model_dim=1600, num_heads=25)
+
+
+def llama2_7b() -> ml_collections.ConfigDict:
+    return _llama(vocab_size=32_000, model_dim=4096, num_layers=32, num_heads=32, num_kv_heads=32,
+                  mlp_dim=11_008, max_positions=4096)
+
+
+def llama3_8b() -> ml_collections.ConfigDict:
+    return _llama(vocab_size=128_256, model_dim=4096, num_layers=32, num_heads=32, num_kv_heads=8,
+                  mlp_dim=14_336, max_positions=8192, rope_theta=500_000.0)
+
+
+def llama3_70b() -> ml_collections.ConfigDict:
+    return _llama(vocab_size=128_256, model_dim=8192, num_layers=80, num_heads=64, num_kv_heads=8,
+                  mlp_dim=28_672, max_positions=8192, rope_theta=500_000.0)
+
+
+def tiny() -> ml_collections.ConfigDict:
+    return _llama(vocab_size=512, model_dim=64, num_layers=2, num_heads=4, num_kv_heads=2, mlp_dim=128,
+                  max_positions=256, tie_embeddings=True)
+
+
+def mini() -> ml_collections.ConfigDict:
+    return _llama(vocab_size=4096, model_dim=192, num_layers=4, num_heads=6, num_kv_heads=6, mlp_dim=512,
+                  max_positions=1024, tie_embeddings=True)
+
+
+def _gpt2(num_layers: int, model_dim: int, num_heads: int) -> ml_collections.ConfigDict:
     """Language Models are Unsupervised Multitask Learners, table 2."""
-    return dict(
+    return ml_collections.ConfigDict(dict(
         vocab_size=50_257, model_dim=model_dim, num_layers=num_layers, num_heads=num_heads,
         num_kv_heads=num_heads, head_dim=model_dim // num_heads, mlp_dim=4 * model_dim, max_positions=1024,
         positions='learned', rope_theta=10_000.0, norm='layernorm', norm_eps=1e-5, mlp='gelu', use_bias=True,
-        tie_embeddings=True)
+        tie_embeddings=True))
 
 
-def _llama(**sizes) -> dict:
+def _llama(**sizes) -> ml_collections.ConfigDict:
     """arXiv:2307.09288, table 1 and section 2.2; arXiv:2407.21783, table 3."""
-    keys = dict(
+    config = ml_collections.ConfigDict(dict(
         head_dim=sizes['model_dim'] // sizes['num_heads'], positions='rotary', rope_theta=10_000.0,
-        norm='rmsnorm', norm_eps=1e-5, mlp='swiglu', use_bias=False, tie_embeddings=False)
-    return keys | sizes
-
-
-SIZES = {
-    'tiny': _llama(vocab_size=512, model_dim=64, num_layers=2, num_heads=4, num_kv_heads=2, mlp_dim=128,
-                   max_positions=256, tie_embeddings=True),
-    'mini': _llama(vocab_size=4096, model_dim=192, num_layers=4, num_heads=6, num_kv_heads=6, mlp_dim=512,
-                   max_positions=1024, tie_embeddings=True),
-    'gpt2': _gpt2(num_layers=12, model_dim=768, num_heads=12),
-    'gpt2_medium': _gpt2(num_layers=24, model_dim=1024, num_heads=16),
-    'gpt2_large': _gpt2(num_layers=36, model_dim=1280, num_heads=20),
-    'gpt2_xl': _gpt2(num_layers=48, model_dim=1600, num_heads=25),
-    'llama2_7b': _llama(vocab_size=32_000, model_dim=4096, num_layers=32, num_heads=32, num_kv_heads=32,
-                        mlp_dim=11_008, max_positions=4096),
-    'llama3_8b': _llama(vocab_size=128_256, model_dim=4096, num_layers=32, num_heads=32, num_kv_heads=8,
-                        mlp_dim=14_336, max_positions=8192, rope_theta=500_000.0),
-    'llama3_70b': _llama(vocab_size=128_256, model_dim=8192, num_layers=80, num_heads=64, num_kv_heads=8,
-                         mlp_dim=28_672, max_positions=8192, rope_theta=500_000.0),
-}
+        norm='rmsnorm', norm_eps=1e-5, mlp='swiglu', use_bias=False, tie_embeddings=False))
+    config.update(sizes)
+    return config
