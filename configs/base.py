@@ -146,7 +146,8 @@ def ppo() -> ConfigDict:
         config.rollout_batch = 64          # answers sampled in an iteration, global.
         config.epochs = 4                  # passes over them.
         config.max_prompt_tokens = 64
-        config.max_new_tokens = 48         # seq_len is the sum of these two.
+        config.max_new_tokens = 48
+        config.seq_len = 112               # the sum of these two.
         config.temperature = 1.0           # of training rollouts; log-probs are taken at it too.
         config.discount = 1.0              # gamma.
         config.gae_lambda = 0.95
@@ -161,3 +162,14 @@ def ppo() -> ConfigDict:
         config.kl_budget = 20.0            # nats an answer; beyond it the stage ends.
         config.missing_eos_penalty = 1.0   # in deviations of the normalised score.
     return config
+
+
+def shrink(config: ConfigDict) -> None:
+    """The `:tiny` form of any recipe: seconds on two cores, the same code path."""
+    config.batch_size = 8
+    config.stop_step = config.optim.schedule_steps = 20
+    config.optim.warmup_steps = 2
+    config.log_every_steps = 1
+    config.eval_every_steps = config.save_every_steps = 10
+    config.eval_rows = 32
+    config.samples.max_new_tokens = 16

@@ -1,0 +1,27 @@
+"""Fine-tuning to write a review, to judge a review, and to answer a question.
+
+Source: recipe of this repository. Hardware: two CPU cores, 2 minutes; `:tiny` takes seconds.
+Command: python -m llm.main --config=configs/sft.py --workdir=runs/x --config.init_from=PATH@step
+Expected: held-out loss of the answers far below the parent's; numbers in experiments/.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import base
+
+PROMPTS = ('Write a film review.', 'Write a product review.', 'What is the capital of France?')
+
+
+def get_config(variant: str = '') -> ConfigDict:
+    config = base.sft()
+    config.data = base.data(write=base.source(tfds='reviews/write'), judge=base.source(tfds='reviews/judge'),
+                            answer=base.source(tfds='exchanges', weight=0.5))
+    config.stop_step = config.optim.schedule_steps = 300
+    config.eval_every_steps = config.save_every_steps = 100
+    config.optim.learning_rate = 1e-3
+    config.optim.warmup_steps = 20
+    config.dropout = 0.1
+    config.samples.prompts = PROMPTS
+    if variant == 'tiny':
+        base.shrink(config)
+    return config
