@@ -1,0 +1,105 @@
+"""One process works on a run's folder at a time.
+
+In: a run's folder.
+Out: `<folder>/owner.json` while its process works; UserError where another one does.
+Left out: processes of one job (the caller lets process 0 own the folder for all of them).
+
+An owner that died is recognised by its process, on the same host, or by a heartbeat (the file's time of change)
+that is older than a minute.
+"""
+
+import fcntl
+import json
+import os
+import pathlib
+import socket
+import threading
+import time
+import uuid
+
+import psutil
+
+from llm.config import UserError
+
+BEAT_SECONDS = 10.0
+STALE_SECONDS = 60.0
+
+
+class Owner:
+    """Owns a folder, as a context.
+
+    Raises UserError on entry if another live process owns it; takes over from a dead one.
+    """
+
+    def __init__(self, folder: str | os.PathLike):
+        self._folder = pathlib.Path(folder)
+        self._path = self._folder / 'owner.json'
+        self._token = uuid.uuid4().hex
+        self._stop = threading.Event()
+
+    def __enter__(self) -> 'Owner':
+        me = psutil.Process()
+        mine = {'token': self._token, 'host': socket.gethostname(), 'pid': me.pid, 'started': me.create_time()}
+        self._folder.mkdir(parents=True, exist_ok=True)
+        lock = os.open(self._folder, os.O_RDONLY)
+        try:
+            # Two processes that find the same dead owner must not both take over.
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            self._refuse_if_alive()
+            beside = self._path.with_suffix('.tmp')
+            beside.write_text(json.dumps(mine))
+            os.replace(beside, self._path)
+        finally:
+            os.close(lock)
+        self._thread = threading.Thread(target=self._beat, name='owner', daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error) -> None:
+        self._stop.set()
+        self._thread.join()
+        if _read(self._path).get('token') == self._token:
+            self._path.unlink()
+
+    def check(self) -> None:
+        """Raises UserError if another process took the folder, as it may when this one was suspended for a minute."""
+        owner = _read(self._path)
+        if owner.get('token') != self._token:
+            raise UserError(f'{self._folder} was taken over by {_name(owner)} while this process was suspended; '
+                            f'let that one go on')
+
+    def _refuse_if_alive(self) -> None:
+        owner = _read(self._path)
+        if not owner:
+            return
+        age_seconds = time.time() - self._path.stat().st_mtime
+        same_host = owner['host'] == socket.gethostname()
+        if age_seconds < STALE_SECONDS and not (same_host and _dead(owner['pid'], owner['started'])):
+            raise UserError(f'{self._folder} is in use by {_name(owner)}, last seen {age_seconds:.0f} s ago; '
+                            f'wait for it, stop it, or give another --workdir')
+
+    def _beat(self) -> None:
+        while not self._stop.wait(BEAT_SECONDS):
+            if _read(self._path).get('token') == self._token:
+                os.utime(self._path)
+
+
+def _read(path: pathlib.Path) -> dict:
+    """The owner's own words; nothing where there is no owner, or only half a file."""
+    try:
+        return json.loads(path.read_text())
+    except (FileNotFoundError, json.JSONDecodeError):
+        return {}
+
+
+def _name(owner: dict) -> str:
+    return f'process {owner["pid"]} on {owner["host"]}' if owner else 'nobody'
+
+
+def _dead(pid: int, started: float) -> bool:
+    """Whether the process that began at that time is gone; its number may have gone to another process."""
+    try:
+        process = psutil.Process(pid)
+        return process.status() == psutil.STATUS_ZOMBIE or abs(process.create_time() - started) > 2
+    except psutil.NoSuchProcess:
+        return True

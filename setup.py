@@ -1,0 +1,46 @@
+"""The distribution `quartet-llm`: what it needs, and why. Tested versions of everything are in constraints.txt."""
+
+from setuptools import find_namespace_packages, setup
+
+# A lower bound is what was run. An upper bound needs a reason of its own.
+REQUIRED = [
+    'absl-py',  # flags and the entry point of llm/main.py; ml_collections' config flags are built on it
+    'array_record',  # the file format of our TFDS sets: random access without TensorFlow
+    'etils[epath]',  # paths that may be in a bucket
+    'flax>=0.12.8,<0.13',  # Linen; it is in maintenance, and a release may drop it
+    'grain>=0.2.18',  # order of rows: shuffling and mixing as pure functions of the index
+    'jax>=0.10.2,<0.11',  # a minor release may change shardings' defaults, and libtpu is paired with it
+    'ml_collections>=1.1.0',  # ConfigDict, and overrides on the command line
+    'numpy>=2.0',  # rows on the host
+    'optax>=0.2.8',  # AdamW, clipping, schedules
+    'orbax-checkpoint>=0.12.8,<0.13',  # CheckpointManager and ocp.args; 0.x releases are moving to another interface
+    'pip',  # fetches the packages that hold our data sets, by hash
+    'psutil',  # tells whether a run's owner is still alive
+    'PyYAML',  # the question-answer exchanges are YAML
+    'rich>=15.0.0',  # bars and tables
+    'sentencepiece>=0.2.3',  # the tokenizer
+    'tensorboard>=2.21.0',  # writes event files; needs no TensorFlow
+    'tensorflow-datasets>=4.9.10',  # builders of data sets; needs no TensorFlow with array_record
+]
+
+EXTRAS = {
+    'test': [
+        'hypothesis',  # properties over many inputs
+        'packaging',  # reads this file and constraints.txt
+        'pytest>=9.0',  # runs tests/
+        'pytest-xdist',  # two workers: compiling uses one core
+    ],
+    'tpu': [
+        'libtpu==0.0.42.*',  # jax 0.10.2's partner, as its own extra says; a newer one died in as_text()
+    ],
+}
+
+setup(
+    name='quartet-llm',
+    version='0.1.0',
+    description='Four-stage training of large models in JAX: pretrain, sft, reward, ppo',
+    python_requires='>=3.11',  # jax 0.10 needs it
+    packages=find_namespace_packages(include=['llm', 'llm.*', 'configs']),
+    install_requires=REQUIRED,
+    extras_require=EXTRAS,
+)
