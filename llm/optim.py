@@ -1,0 +1,68 @@
+"""The optimizer: AdamW with clipping, a learning-rate schedule, and decay on matrices only.
+
+In: an `OptimConfig`.
+Out: optax schedules and gradient transformations.
+Left out: when they are applied (`llm/train_step.py`); averaging of weights, which is no part of the update.
+"""
+
+import jax
+import optax
+
+from llm.config import OptimConfig, UserError
+
+_NOT_DECAYED = ('bias', 'scale')
+
+
+def schedule(config: OptimConfig, *, frozen_steps: int = 0) -> optax.Schedule:
+    """Learning rate as a function of the number of updates done before.
+
+    Linear warm-up over `warmup_steps` (its first update is already at learning_rate / warmup_steps: one at 0
+    would be lost), then
+      constant: learning_rate for ever;
+      cosine: half a cosine from learning_rate to final_fraction of it at `schedule_steps`, and constant after;
+      wsd: constant until the last decay_fraction of `schedule_steps`, then linear to final_fraction of it
+        (warm-up, stable, decay: arXiv:2404.06395; the linear decay: arXiv:2405.18392).
+    `frozen_steps` puts that many updates of learning rate 0 before all of it.
+    Raises UserError where warm-up and decay do not fit into `schedule_steps`.
+    """
+    rate, warmup, final = config.learning_rate, config.warmup_steps, config.learning_rate * config.final_fraction
+    decay = round(config.decay_fraction * config.schedule_steps) if config.schedule == 'wsd' else 1
+    if config.schedule != 'constant' and warmup + decay > config.schedule_steps:
+        raise UserError(f'optim.schedule_steps={config.schedule_steps} is less than optim.warmup_steps={warmup} '
+                        f'plus {decay} steps of decay; use more steps or a shorter warm-up')
+    if config.schedule == 'constant':
+        after = [(0, optax.constant_schedule(rate))]
+    elif config.schedule == 'cosine':
+        after = [(0, optax.cosine_decay_schedule(rate, config.schedule_steps - warmup, config.final_fraction))]
+    else:
+        after = [(0, optax.constant_schedule(rate)),
+                 (config.schedule_steps - warmup - decay, optax.linear_schedule(rate, final, max(decay, 1)))]
+    pieces = [(0, optax.constant_schedule(0.0)),
+              (frozen_steps, optax.linear_schedule(rate / max(warmup, 1), rate, max(warmup, 1))),
+              *((frozen_steps + warmup + start, piece) for start, piece in after)]
+    return optax.join_schedules([piece for _, piece in pieces], [start for start, _ in pieces[1:]])
+
+
+def decay_mask(params):
+    """True for matrices and embedding tables (positions too, as in nanoGPT), False for norms and biases.
+
+    By name, not by rank: layers are stacked, so a norm's scale has two axes there and an attention bias three.
+    """
+    def decayed(path, _):
+        return path[-1].key not in _NOT_DECAYED
+    return jax.tree_util.tree_map_with_path(decayed, params)
+
+
+def make_optimizer(config: OptimConfig, *, frozen_steps: int = 0) -> optax.GradientTransformation:
+    """Clipping by the global norm, then AdamW; decay is multiplied by the learning rate, as optax does."""
+    if config.clip_norm <= 0:
+        raise UserError(f'optim.clip_norm={config.clip_norm} stops all learning; use a positive norm, inf for none')
+    return optax.chain(
+        optax.clip_by_global_norm(config.clip_norm),
+        optax.adamw(schedule(config, frozen_steps=frozen_steps), b1=config.b1, b2=config.b2, eps=config.eps,
+                    weight_decay=config.weight_decay, mask=decay_mask))
+
+
+def by_top_key(transforms: dict[str, optax.GradientTransformation]) -> optax.GradientTransformation:
+    """Each top-level key of the parameters under its own optimizer, with its own clipping: {'policy': ..., ...}."""
+    return optax.multi_transform(transforms, {key: key for key in transforms})

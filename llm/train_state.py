@@ -1,0 +1,88 @@
+"""All that training changes, as one tree, born sharded.
+
+In: a model's init, an optimizer, a seed, a mesh and rules; optionally parameters of a parent.
+Out: a `TrainState`, every leaf with a NamedSharding and a buffer of its own.
+Left out: saving it (`llm/checkpoint.py`); frozen models, which are separate arguments of a step.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+import optax
+
+from llm.sharding import AxisRules, replicated, shardings_of
+
+
+class TrainState(NamedTuple):
+    """Trainable parameters (any pytree) and what goes with them.
+
+    `step` counts the batches consumed (int32 scalar), `key` is a typed PRNG key that never changes: what a step
+    draws comes from fold_in(key, step). `ema` is the average of the parameters over steps, or None.
+    """
+
+    params: Any
+    opt_state: Any
+    step: jax.Array
+    key: jax.Array
+    ema: Any
+
+
+def create(init: Callable[[jax.Array], Any], tx: optax.GradientTransformation, seed: int, mesh: Mesh,
+           rules: AxisRules, *, params: Any = None, ema: bool = False) -> TrainState:
+    """A state on the mesh: no leaf exists unsharded at any time, and the mesh does not change its values.
+
+    Args:
+      init: from a key to parameters boxed with logical names, e.g. `lambda key: model.init(key, ...)['params']`.
+      seed: of the parameters and of everything drawn later.
+      params: parameters from a parent, a part of the tree that `init` makes (a trunk without the new head, say);
+        copied, never aliased, because the step donates the state. None: all are new.
+      ema: whether to keep an average of the parameters; it begins as a copy of them.
+    """
+    init_key, key = jax.random.split(jax.random.key(seed))
+    boxed = jax.eval_shape(init, init_key)
+    param_shardings = shardings_of(boxed, mesh, rules)
+    given = dict(jax.tree_util.tree_leaves_with_path(params))
+    _check_given(given, nn.meta.unbox(boxed))
+
+    def build(init_key, key, given):
+        fresh = nn.meta.unbox(init(init_key))
+        params = jax.tree_util.tree_map_with_path(lambda path, leaf: jnp.copy(given.get(path, leaf)), fresh)
+        average = jax.tree.map(jnp.copy, params) if ema else None
+        return TrainState(params, tx.init(params), jnp.zeros((), jnp.int32), key, average)
+
+    shapes = jax.eval_shape(build, init_key, key, given)
+    shardings = TrainState(param_shardings, _like_params(tx, shapes.opt_state, param_shardings, mesh),
+                           replicated(mesh), replicated(mesh), param_shardings if ema else None)
+    return jax.jit(build, out_shardings=shardings)(init_key, key, given)
+
+
+def shardings(state: TrainState) -> TrainState:
+    """The sharding of every leaf: what `make_train_step` keeps."""
+    return jax.tree.map(lambda leaf: leaf.sharding, state)
+
+
+def abstract(tree: Any) -> Any:
+    """Shape, dtype and sharding of every leaf: what a restore needs to know."""
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), tree)
+
+
+def _like_params(tx, opt_state, param_shardings, mesh):
+    """Moments are laid out as their parameters; counts are on every device."""
+    def masked(leaf):  # stands for parameters that another optimizer of a `multi_transform` has
+        return isinstance(leaf, optax.MaskedNode)
+    return optax.tree.map_params(tx, lambda leaf, sharding: leaf if masked(leaf) else sharding, opt_state,
+                                 param_shardings, transform_non_params=lambda _: replicated(mesh), is_leaf=masked)
+
+
+def _check_given(given, fresh):
+    wanted = dict(jax.tree_util.tree_leaves_with_path(fresh))
+    for path, leaf in given.items():
+        name = jax.tree_util.keystr(path)
+        assert path in wanted, f'parameter {name} was handed over, but the model has none of that name'
+        assert leaf.shape == wanted[path].shape and leaf.dtype == wanted[path].dtype, (
+            f'parameter {name} was handed over as {leaf.dtype}{leaf.shape}, '
+            f'but the model has {wanted[path].dtype}{wanted[path].shape}')
