@@ -1,75 +1,69 @@
-"""Held-out numbers: an objective's sums over rows that are never trained on, and answers for a person to read.
+"""Held-out numbers: an objective's sums over rows that are never trained on; answers for a person to read.
 
-In: a jitted evaluation step, parameters, rows. Out: sums and weights as Python floats; generated texts.
+In: objectives, parameters, rows; prompts. Out: Python floats; generated text.
 Left out: which numbers decide (the stages), where they are written (the run's journal).
 """
 
+from collections.abc import Callable, Iterator
 import math
 from typing import Any
 
 import jax
-from jax.sharding import Mesh
 import numpy as np
 
-from llm.data.tokenizer import Tokenizer
 from llm.model.transformer import Transformer
+from llm.objectives.loss import means
 from llm.rollout.generate import make_generate
-from llm.sharding import AxisRules, batch_sharding, global_batch
+from llm.run import Run
+from llm.sharding import global_batch
+from llm.train_step import Objective, make_eval_step
 
 
-def totals(eval_step, params: Any, rows, *, count: int, batch_size: int, sharding) -> dict[str, tuple[float, float]]:
-    """(sum, weight) of every term and metric over the first `count` rows (all of them, if there are fewer).
-
-    The last batch is filled up with empty rows, whose masks are zero, so that one compiled step serves all.
-    """
-    count = min(count, len(rows))
+def held_out_batches(run: Run, rows: Any) -> Iterator[dict[str, jax.Array]]:
+    """The first `eval_rows` rows in batches of one shape: the last is filled up with empty rows (all zeros)."""
+    count = min(run.config.eval_rows, len(rows))
 
     def filled(indices: np.ndarray) -> dict[str, np.ndarray]:
         inside = indices < count
-        fields = rows.rows(np.where(inside, indices, 0))
         return {name: np.where(inside.reshape(-1, *[1] * (field.ndim - 1)), field, np.zeros_like(field))
-                for name, field in fields.items()}
-
-    sums: dict[str, list[float]] = {}
-    for start in range(0, count, batch_size):
-        batch = global_batch(filled, np.arange(start, start + batch_size), sharding)
-        loss = jax.device_get(eval_step(params, batch))
-        pairs = {name: (term.sum, term.weight) for name, term in loss.terms.items()} | dict(loss.metrics)
-        for name, (total, weight) in pairs.items():
-            seen = sums.setdefault(name, [0.0, 0.0])
-            seen[0] += float(total)
-            seen[1] += float(weight)
-    return {name: (total, weight) for name, (total, weight) in sums.items()}
+                for name, field in rows.rows(np.where(inside, indices, 0)).items()}
+    size = run.config.batch_size
+    return (global_batch(filled, np.arange(start, start + size), run.rows_sharding)
+            for start in range(0, count, size))
 
 
-def language(eval_step, params: Any, corpora: dict[str, Any], **how) -> dict[str, float]:
-    """Cross-entropy by source and over all: nats a token, and bits a byte of the predicted text."""
-    values, nats, tokens = {}, 0.0, 0.0
-    for name, rows in corpora.items():
-        total, weight = totals(eval_step, params, rows, **how)['next_token']
-        size = rows.num_bytes(min(how['count'], len(rows)))
-        values[f'nats_per_token/{name}'] = total / weight
-        values[f'bits_per_byte/{name}'] = total / math.log(2) / size
-        nats, tokens = nats + total, tokens + weight
-    return {'nats_per_token': nats / tokens, **values}
+def make_evaluator(run: Run, objective: Objective, corpora: dict[str, Any]) -> Callable[[Any], dict[str, float]]:
+    """params -> every term and metric of an objective, over all sources (`name`) and each (`name/source`)."""
+    step = make_eval_step(objective)
+
+    def evaluate(params: Any) -> dict[str, float]:
+        losses = {name: [jax.device_get(step(params, None, batch)) for batch in held_out_batches(run, rows)]
+                  for name, rows in corpora.items()}
+        values = means(loss for source in losses.values() for loss in source)
+        if len(losses) > 1:
+            for name, source in losses.items():
+                values |= {f'{key}/{name}': value for key, value in means(source).items()}
+        return values
+    return evaluate
 
 
-def answers(model: Transformer, params: Any, prompts: list[list[int]], tokenizer: Tokenizer, *, max_new_tokens: int,
-            temperature: float, seed: int, mesh: Mesh, rules: AxisRules) -> list[str]:
-    """What the model says after each prompt (token ids), as text; sampled with a key of its own."""
-    sharding = batch_sharding(mesh, rules)
-    ways = len(prompts) + -len(prompts) % (sharding.num_devices)
-    width = max(len(prompt) for prompt in prompts)
-    tokens_BT = np.full((ways, width), tokenizer.special_ids['pad'], np.int32)
-    length_B = np.ones(ways, np.int32)
+def answers(run: Run, model: Transformer, params: Any, prompts: list[list[int]]) -> list[str]:
+    """What the model says after each prompt (token ids), as text; `samples` in the config says how."""
+    how, special = run.config.samples, run.tokenizer.special_ids
+    width, size = max(map(len, prompts)), -(-len(prompts) // run.mesh.size) * run.mesh.size
+    tokens_BT = np.full((size, width), special['pad'], np.int32)
+    length_B = np.ones(size, np.int32)
     for row, prompt in enumerate(prompts):
-        tokens_BT[row, :len(prompt)] = prompt
-        length_B[row] = len(prompt)
-    batch = global_batch(lambda rows: {'tokens_BT': tokens_BT[rows], 'length_B': length_B[rows],
-                                       'index_B': rows.astype(np.int32)}, np.arange(ways), sharding)
-    generate = make_generate(model, max_new_tokens=max_new_tokens, temperature=temperature,
-                             eos_id=tokenizer.special_ids['eos'], pad_id=tokenizer.special_ids['pad'])
-    made = jax.device_get(generate(params, batch['tokens_BT'], batch['length_B'], batch['index_B'],
-                                   jax.random.key(seed)))
-    return [tokenizer.decode([int(token) for token, chosen in zip(made.tokens_BT[row], made.mask_BT[row]) if chosen])
-            for row in range(len(prompts))]
+        tokens_BT[row, :len(prompt)], length_B[row] = prompt, len(prompt)
+    batch = global_batch(lambda rows: {'tokens_BT': tokens_BT[rows], 'length_B': length_B[rows], 'index_B': rows},
+                         np.arange(size, dtype=np.int32), run.rows_sharding)
+    generate = jax.jit(make_generate(model, max_new_tokens=how.max_new_tokens, temperature=how.temperature,
+                                     eos_id=special['eos'], pad_id=special['pad']))
+    made = jax.device_get(generate(params, **batch, key=jax.random.key(run.config.seed)))
+    return texts(run, made)[:len(prompts)]
+
+
+def texts(run: Run, generation: Any) -> list[str]:
+    """The chosen tokens of each sample, as text."""
+    return [run.tokenizer.decode([int(token) for token in tokens_T[mask_T > 0]])
+            for tokens_T, mask_T in zip(generation.tokens_BT, generation.mask_BT)]

@@ -1,11 +1,11 @@
 """One run of one stage: its folder, its parents, and the journal that it keeps.
 
 In: what the pipeline resolved (`Run`), the train state.
-Out: checkpoints with manifests, metric rows, the best step so far, a `Result` for the pipeline.
+Out: checkpoints with manifests, metric rows, samples, the best step so far, a `Result` for the pipeline.
 Left out: what is learned (the stages), which stage comes next (the pipeline), how bytes are kept (`checkpoint`).
 
 A run's folder:
-    identity.json     what the run's hash was made of, and its whole config
+    identity.json     what the run's hash was made of, its whole config, its parents
     owner.json        the process that works on it
     tokenizer.model   a copy of its own
     checkpoints/      N/ and N.manifest.json
@@ -14,34 +14,34 @@ A run's folder:
     result.json       written last: its presence means finished
 """
 
+from collections.abc import Callable, Iterator
+import contextlib
 import dataclasses
 import functools
-import hashlib
-import importlib.metadata
 import json
-import pathlib
-import subprocess
 import time
-from collections.abc import Callable
 from typing import Any
 
 from etils import epath
 import jax
-from jax.sharding import Mesh
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding
+import numpy as np
+import optax
 
 from llm import config as config_lib
+from llm import provenance
 from llm import train_state
 from llm.checkpoint import Checkpoints, load_params
-from llm.config import ModelConfig
-from llm.data import tokenizer as tokenizer_lib
+from llm.config import DataConfig, ModelConfig
 from llm.data.tokenizer import Tokenizer
-from llm.manifest import Manifest
+from llm.loop import batches, prefetch
+from llm.manifest import Manifest, parent_record
 from llm.metrics import Metrics
 from llm.model.attention import MaskSpec
 from llm.model.transformer import Transformer
-from llm.sharding import AxisRules
-
-PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'tensorflow-datasets', 'grain', 'sentencepiece')
+from llm.sharding import AxisRules, batch_sharding, check_batch
+from llm.train_state import TrainState
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +51,10 @@ class Parent:
     folder: epath.Path
     step: int
     manifest: Manifest
+
+    @property
+    def model_config(self) -> ModelConfig:
+        return config_lib.from_dict(ModelConfig, self.manifest.model, 'manifest.model.')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,9 +68,9 @@ class Result:
     metric: str  # the held-out number that chose the step
     before: float  # that number before the first step: the parent's
     after: float  # that number at the chosen step
-    parents: dict[str, str]  # config key -> fingerprint of the parent's weights
+    seconds: float  # of the process that ended it
+    parents: dict[str, str]  # config key -> fingerprint of the parent's checkpoint
     code: str  # SHA-256 of the source that made it
-    seconds: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,9 +80,9 @@ class Run:
     name: str
     config: Any  # one of the four stage dataclasses; each stage knows which
     folder: epath.Path
-    identity: str  # SHA-256
-    data: dict[str, Any]  # content hashes of the sources, by name and split
+    identity: dict[str, Any]  # what the folder's hash is made of
     parents: dict[str, Parent]  # by config key: init_from, reward_from
+    tokenizer: Tokenizer
     mesh: Mesh
     cache_dir: str  # prepared corpora, shared by the runs of a workdir
     say: Callable[[str], None]
@@ -88,102 +92,153 @@ class Run:
     def rules(self) -> AxisRules:
         return AxisRules.from_config(self.config.exec.rules)
 
-    @functools.cached_property
+    @property
+    def rows_sharding(self) -> NamedSharding:
+        return batch_sharding(self.mesh, self.rules)
+
+    @property
     def model_config(self) -> ModelConfig:
         """The parent's; a first stage's own."""
-        if 'init_from' not in self.parents:
-            return self.config.model
-        return config_lib.from_dict(ModelConfig, self.parents['init_from'].manifest.model, 'manifest.model.')
+        return self.parents['init_from'].model_config if self.parents else self.config.model
 
     def load(self, key: str, model: Transformer, *, trunk_only: bool = False) -> Any:
         """The parameters of the parent behind a config key, on this run's mesh; maybe without the head."""
-        parent = self.parents[key]
         shapes = train_state.abstract_params(initializer(model), self.mesh, self.rules)
         if trunk_only:
             shapes = {name: leaf for name, leaf in shapes.items() if not name.endswith('_head')}
+        parent = self.parents[key]
         return load_params(parent.folder / 'checkpoints', parent.step, shapes)[0]
 
-    def corpora(self, prepare: Callable, tokenizer: Tokenizer, split: str, data=None, **how) -> dict[str, Any]:
-        """Prepared rows of every source that has this split, by source name."""
-        data = data or self.config.data
-        return {name: prepare(name, source, split, tokenizer, data=data, cache_dir=self.cache_dir,
-                              progress=self.progress, **{'seq_len': self.config.seq_len, **how})
-                for name, source in data.sources.items()}
+    def train_state(self, init: Callable[[jax.Array], Any], tx: optax.GradientTransformation,
+                    params: Any = None) -> TrainState:
+        """A state with fresh parameters, or a parent's where they are given."""
+        return train_state.create(init, tx, self.config.seed, self.mesh, self.rules, params=params,
+                                  ema=self.config.optim.ema_decay > 0)
 
-    def manifest(self, step: int, tokenizer: Tokenizer, *, head: str, objective: str,
-                 reward: dict[str, float] | None) -> Manifest:
-        """What the sealed step will say of itself; leaves and files are filled in when it is saved."""
-        config = self.config
-        return Manifest(
-            stage=config.stage, identity=self.identity, step=step, model=dataclasses.asdict(self.model_config),
-            tokenizer={'sha256': tokenizer.sha256, 'vocab_size': tokenizer.vocab_size,
-                       'special_ids': tokenizer.special_ids, 'chat_template': tokenizer.chat_template},
-            heads=[head], reward=reward, objective=objective,
-            data={'sources': self.data, 'weights': {name: s.weight for name, s in config.data.sources.items()}},
-            seed=config.seed, mesh=dict(self.mesh.shape), packages=provenance()['packages'],
-            git_commit=provenance()['git_commit'],
-            parents={key: {'path': str(parent.folder), 'stage': parent.manifest.stage, 'step': parent.step,
-                           'identity': parent.manifest.identity, 'fingerprint': parent.manifest.fingerprint()}
-                     for key, parent in self.parents.items()})
+    def corpora(self, prepare: Callable, split: str, data: DataConfig | None = None, **how) -> dict[str, Any]:
+        """Prepared rows of every source, by source name."""
+        data = data or self.config.data
+        return {name: prepare(name, source, split, self.tokenizer, data=data, cache_dir=self.cache_dir,
+                              progress=self.progress, **how) for name, source in data.sources.items()}
+
+    def batches(self, rows: Callable[[np.ndarray], dict[str, np.ndarray]], step: int, batch_size: int,
+                key: str = 'batch_size') -> Iterator[dict[str, jax.Array]]:
+        """Batches of a stream from the one after `step` on, made ahead of their use."""
+        check_batch(key, batch_size, self.mesh, self.rules)
+        return prefetch(batches(rows, start=step * batch_size, batch_size=batch_size, sharding=self.rows_sharding), 2)
 
 
 def initializer(model: Transformer) -> Callable[[jax.Array], Any]:
     """key -> freshly drawn parameters, boxed with their logical axes."""
-    def init(key: jax.Array) -> Any:
-        tokens_BT = jax.numpy.zeros((1, 2), jax.numpy.int32)
-        return model.init(key, tokens_BT, tokens_BT, MaskSpec())['params']
-    return init
+    tokens_BT = np.zeros((1, 2), np.int32)
+    return lambda key: model.init(key, tokens_BT, tokens_BT, MaskSpec())['params']
 
 
-class Journal:
+def averaged(state: TrainState) -> Any:
+    """The parameters to evaluate and hand on: their average, where one is kept."""
+    return state.params if state.ema is None else state.ema
+
+
+class Journal(contextlib.AbstractContextManager):
     """Checkpoints, metrics and the best step of one run: what its loop reads at the start and writes as it goes.
 
-    On entry the newest sound step is restored, if there is one: `state`, `step` and `host` are then its, and
-    metric rows beyond it are dropped. `host` is JSON (Python ints and doubles); the journal's own part of it
-    (`best_step`, `best`, `before`, `stale`) says which evaluation was the best and how many came after it.
+    When made, the newest sound step is restored, if there is one: `state`, `step` and `host` are then its, and
+    metric rows beyond it are dropped. `host` is JSON (Python ints and doubles). The journal's own part of it says
+    which evaluation was the best (`best_step`, `best`), how many came after it (`stale`), and what the first one,
+    of the parent's weights, said (`before`); the rest is the stage's.
+
+    Args:
+      head, objective: for the manifest.
+      metric: the held-out number that decides which step is the best.
+      higher_is_better: its direction.
+      host: the stage's own part, at the start.
     """
 
-    def __init__(self, run: Run, state: train_state.TrainState, *, tokenizer: Tokenizer, head: str, objective: str,
-                 metric: str, higher_is_better: bool, host: dict[str, Any] | None = None):
-        self._run, self._tokenizer, self._head, self._objective = run, tokenizer, head, objective
-        self._metric, self._sign = metric, 1 if higher_is_better else -1
-        self._started = time.monotonic()
-        self._checkpoints = Checkpoints(run.folder / 'checkpoints', keep=run.config.keep_checkpoints, say=run.say)
-        restored = self._checkpoints.restore(train_state.abstract(items_of(state)))
+    def __init__(self, run: Run, state: TrainState, *, head: str, objective: str, metric: str,
+                 higher_is_better: bool, host: dict[str, Any] | None = None):
+        self._run, self._head, self._objective, self._metric = run, head, objective, metric
+        self._sign = 1 if higher_is_better else -1
+        self._began = time.monotonic()
+        self._stack = contextlib.ExitStack()
+        self._checkpoints = self._stack.enter_context(Checkpoints(
+            run.folder / 'checkpoints', keep=run.config.keep_checkpoints, say=run.say))
+        restored = self._checkpoints.restore(train_state.abstract(_items(state)))
         self.fresh = restored is None
-        self.step = 0 if self.fresh else restored.step
-        self.state = state if self.fresh else train_state.TrainState(**restored.items['params'])
-        self.host = {'best_step': 0, 'best': None, 'before': None, 'stale': 0, **(host or {})}
+        self.step = self._last = 0 if self.fresh else restored.step
+        self.state = state if self.fresh else _state(restored.items)
+        self.host = ({'best_step': 0, 'best': None, 'before': None, 'stale': 0, **(host or {})} if self.fresh
+                     else restored.host)
         if not self.fresh:
-            self.host = restored.host
-            run.say(f'{run.name}: goes on from step {self.step}')
-        self._last = self.step
-        self._metrics = Metrics(run.folder, total_steps=run.config.stop_step, name=run.name, resume_step=self.step,
-                                fresh=self.fresh)
+            run.say(f'{run.name}  goes on from step {self.step}')
+        self._metrics = self._stack.enter_context(Metrics(
+            run.folder, total_steps=run.config.stop_step, name=run.name,
+            resume_step=None if self.fresh else self.step))
 
-    def __enter__(self) -> 'Journal':
-        return self
-
-    def __exit__(self, *_) -> None:
-        self._metrics.close()
-        self._checkpoints.close()
+    def __exit__(self, *error) -> None:
+        self._stack.__exit__(*error)
 
     def train(self, step: int, metrics: dict[str, Any], tokens: int) -> None:
-        """Writes a training row; `tokens` were trained on since the last one."""
+        """Writes a row of training numbers; `tokens` were consumed since step 0."""
         self._metrics.train(step, metrics, tokens)
 
-    def evaluate(self, step: int, values: dict[str, float]) -> None:
-        """Writes a row of held-out numbers, and keeps count of the best."""
+    def evaluate(self, step: int, values: dict[str, float], *, eligible: bool = True) -> None:
+        """Writes a row of held-out numbers, and keeps count of the best among the eligible ones."""
         self._metrics.evaluate(step, values)
         value, best = values[self._metric], self.host['best']
-        if best is None or self._sign * value > self._sign * best:
+        if eligible and (best is None or self._sign * value > self._sign * best):
             self.host |= {'best_step': step, 'best': value, 'stale': 0}
         else:
             self.host['stale'] += 1
         if step == 0:
             self.host['before'] = value
 
-    def save(self, step: int, state: train_state.TrainState, *, reward: dict[str, float] | None = None) -> None:
-        manifest = self._run.manifest(step, self._tokenizer, head=self._head, objective=self._objective, reward=reward)
-        self._checkpoints.save(step, items_of(state), dict(self.host), manifest, best=self.host['best_step'] == step)
+    def save(self, step: int, state: TrainState, *, reward: dict[str, float] | None = None) -> None:
+        """Saves in the background; `reward`: mean and deviation of a scorer's scores."""
+        with self._metrics.aside():
+            self._checkpoints.save(step, _items(state), self.host, self._manifest(reward),
+                                   best=self.host['best_step'] == step)
         self._last = step
+
+    def chosen(self, state: TrainState) -> Any:
+        """The parameters of the best step, which children will start from; `state` is the last one."""
+        self._checkpoints.wait()
+        if self.host['best_step'] == self._last:
+            return averaged(state)
+        return load_params(self._run.folder / 'checkpoints', self.host['best_step'],
+                           train_state.abstract(state.params))[0]
+
+    def samples(self, rows: list[dict[str, Any]]) -> None:
+        """Keeps what the chosen step says, and shows the first of it."""
+        (self._run.folder / 'samples.jsonl').write_text(
+            ''.join(json.dumps(row, ensure_ascii=False) + '\n' for row in rows))
+        for row in rows[:3]:
+            self._metrics.note('  '.join(f'{key}: {value}' for key, value in row.items()))
+
+    def result(self, why: str) -> Result:
+        """How the run ended; every save is sealed when this returns."""
+        self._checkpoints.wait()
+        return Result(
+            stage=self._run.config.stage, step=self.host['best_step'], last_step=self._last, why=why,
+            metric=self._metric, before=self.host['before'], after=self.host['best'],
+            seconds=time.monotonic() - self._began, code=provenance.code(),
+            parents={key: parent.manifest.fingerprint for key, parent in self._run.parents.items()})
+
+    def _manifest(self, reward: dict[str, float] | None) -> Manifest:
+        run, config = self._run, self._run.config
+        return Manifest(
+            stage=config.stage, identity=config_lib.digest(run.identity),
+            model=dataclasses.asdict(run.model_config), tokenizer=run.tokenizer.describe(), heads=[self._head],
+            reward=reward, objective=self._objective, data=run.identity['data'], seed=config.seed,
+            mesh=dict(run.mesh.shape), packages=provenance.packages(), git_commit=provenance.git_commit(),
+            parents={key: parent_record(parent.folder / 'checkpoints', parent.manifest)
+                     for key, parent in run.parents.items()})
+
+
+def _items(state: TrainState) -> dict[str, Any]:
+    """What Orbax keeps of a state, item by item; a child loads `ema` where there is one, else `params`."""
+    items = {'params': state.params, 'opt_state': state.opt_state, 'train': {'step': state.step, 'key': state.key}}
+    return items if state.ema is None else {**items, 'ema': state.ema}
+
+
+def _state(items: dict[str, Any]) -> TrainState:
+    return TrainState(items['params'], items['opt_state'], **items['train'], ema=items.get('ema'))

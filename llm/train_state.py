@@ -43,10 +43,10 @@ def create(init: Callable[[jax.Array], Any], tx: optax.GradientTransformation, s
       ema: whether to keep an average of the parameters; it begins as a copy of them.
     """
     init_key, key = jax.random.split(jax.random.key(seed))
-    boxed = jax.eval_shape(init, init_key)
-    param_shardings = shardings_of(boxed, mesh, rules)
+    expected = abstract_params(init, mesh, rules)
+    param_shardings = jax.tree.map(lambda leaf: leaf.sharding, expected)
     given = dict(jax.tree_util.tree_leaves_with_path(params))
-    _check_given(given, nn.meta.unbox(boxed))
+    _check_given(given, expected)
 
     def build(init_key, key, given):
         fresh = nn.meta.unbox(init(init_key))
@@ -58,6 +58,20 @@ def create(init: Callable[[jax.Array], Any], tx: optax.GradientTransformation, s
     shardings = TrainState(param_shardings, _like_params(tx, shapes.opt_state, param_shardings, mesh),
                            replicated(mesh), replicated(mesh), param_shardings if ema else None)
     return jax.jit(build, out_shardings=shardings)(init_key, key, given)
+
+
+def abstract_params(init: Callable[[jax.Array], Any], mesh: Mesh, rules: AxisRules) -> Any:
+    """Shape, dtype and sharding of every parameter that `init` would make; nothing is computed."""
+    boxed = jax.eval_shape(init, jax.random.key(0))
+    return jax.tree.map(lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+                        nn.meta.unbox(boxed), shardings_of(boxed, mesh, rules))
+
+
+def abstract_params(init: Callable[[jax.Array], Any], mesh: Mesh, rules: AxisRules) -> Any:
+    """Shape, dtype and sharding of the parameters that `init` would make: what loading them needs to know."""
+    boxed = jax.eval_shape(init, jax.random.key(0))
+    return jax.tree.map(lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+                        nn.meta.unbox(boxed), shardings_of(boxed, mesh, rules))
 
 
 def shardings(state: TrainState) -> TrainState:
@@ -78,8 +92,8 @@ def _like_params(tx, opt_state, param_shardings, mesh):
                                  param_shardings, transform_non_params=lambda _: replicated(mesh), is_leaf=masked)
 
 
-def _check_given(given, fresh):
-    wanted = dict(jax.tree_util.tree_leaves_with_path(fresh))
+def _check_given(given, expected):
+    wanted = dict(jax.tree_util.tree_leaves_with_path(expected))
     for path, leaf in given.items():
         name = jax.tree_util.keystr(path)
         assert path in wanted, f'parameter {name} was handed over, but the model has none of that name'
