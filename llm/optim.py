@@ -19,34 +19,34 @@ def schedule(config: OptimConfig, *, frozen_steps: int = 0) -> optax.Schedule:
     Linear warm-up over `warmup_steps` (its first update is already at learning_rate / warmup_steps: one at 0
     would be lost), then
       constant: learning_rate for ever;
-      cosine: half a cosine from learning_rate to final_fraction of it at `schedule_steps`, and constant after;
+      cosine: half a cosine from learning_rate to final_fraction of it at `schedule_steps`, constant after;
       wsd: constant until the last decay_fraction of `schedule_steps`, then linear to final_fraction of it
         (warm-up, stable, decay: arXiv:2404.06395; the linear decay: arXiv:2405.18392).
     `frozen_steps` puts that many updates of learning rate 0 before all of it.
     Raises UserError where warm-up and decay do not fit into `schedule_steps`.
     """
-    rate, warmup, final = config.learning_rate, config.warmup_steps, config.learning_rate * config.final_fraction
-    decay = round(config.decay_fraction * config.schedule_steps) if config.schedule == 'wsd' else 1
-    if config.schedule != 'constant' and warmup + decay > config.schedule_steps:
+    rate, warmup, constant = config.learning_rate, config.warmup_steps, config.schedule == 'constant'
+    decay = max(round(config.decay_fraction * config.schedule_steps), 1) if config.schedule == 'wsd' else 1
+    stable = config.schedule_steps - warmup - decay
+    if stable < 0 and not constant:
         raise UserError(f'optim.schedule_steps={config.schedule_steps} is less than optim.warmup_steps={warmup} '
-                        f'plus {decay} steps of decay; use more steps or a shorter warm-up')
-    if config.schedule == 'constant':
-        after = [(0, optax.constant_schedule(rate))]
+                        f'plus {decay} of decay; use more steps or a shorter warm-up')
+    if constant:
+        after = optax.constant_schedule(rate)
     elif config.schedule == 'cosine':
-        after = [(0, optax.cosine_decay_schedule(rate, config.schedule_steps - warmup, config.final_fraction))]
+        after = optax.cosine_decay_schedule(rate, stable + decay, config.final_fraction)
     else:
-        after = [(0, optax.constant_schedule(rate)),
-                 (config.schedule_steps - warmup - decay, optax.linear_schedule(rate, final, max(decay, 1)))]
-    pieces = [(0, optax.constant_schedule(0.0)),
-              (frozen_steps, optax.linear_schedule(rate / max(warmup, 1), rate, max(warmup, 1))),
-              *((frozen_steps + warmup + start, piece) for start, piece in after)]
-    return optax.join_schedules([piece for _, piece in pieces], [start for start, _ in pieces[1:]])
+        falling = optax.linear_schedule(rate, rate * config.final_fraction, decay)
+        after = optax.join_schedules([optax.constant_schedule(rate), falling], [stable])
+    warm_up = optax.linear_schedule(rate / max(warmup, 1), rate, max(warmup, 1))
+    return optax.join_schedules([optax.constant_schedule(0.0), warm_up, after],
+                                [frozen_steps, frozen_steps + warmup])
 
 
 def decay_mask(params):
     """True for matrices and embedding tables (positions too, as in nanoGPT), False for norms and biases.
 
-    By name, not by rank: layers are stacked, so a norm's scale has two axes there and an attention bias three.
+    By name, not by rank: layers are stacked, so there a norm's scale has two axes, an attention bias three.
     """
     def decayed(path, _):
         return path[-1].key not in _NOT_DECAYED
@@ -56,7 +56,8 @@ def decay_mask(params):
 def make_optimizer(config: OptimConfig, *, frozen_steps: int = 0) -> optax.GradientTransformation:
     """Clipping by the global norm, then AdamW; decay is multiplied by the learning rate, as optax does."""
     if config.clip_norm <= 0:
-        raise UserError(f'optim.clip_norm={config.clip_norm} stops all learning; use a positive norm, inf for none')
+        raise UserError(f'optim.clip_norm={config.clip_norm} stops all learning; use a positive norm, '
+                        f'inf for none')
     return optax.chain(
         optax.clip_by_global_norm(config.clip_norm),
         optax.adamw(schedule(config, frozen_steps=frozen_steps), b1=config.b1, b2=config.b2, eps=config.eps,
@@ -64,5 +65,5 @@ def make_optimizer(config: OptimConfig, *, frozen_steps: int = 0) -> optax.Gradi
 
 
 def by_top_key(transforms: dict[str, optax.GradientTransformation]) -> optax.GradientTransformation:
-    """Each top-level key of the parameters under its own optimizer, with its own clipping: {'policy': ..., ...}."""
+    """Each top-level key of the parameters ('policy', 'value') under its own optimizer, with its own clipping."""
     return optax.multi_transform(transforms, {key: key for key in transforms})

@@ -86,7 +86,7 @@ def abstract(tree: Any) -> Any:
 
 def _like_params(tx, opt_state, param_shardings, mesh):
     """Moments are laid out as their parameters; counts are on every device."""
-    def masked(leaf):  # stands for parameters that another optimizer of a `multi_transform` has
+    def masked(leaf):  # stands where `multi_transform` gave the parameters to another optimizer
         return isinstance(leaf, optax.MaskedNode)
     return optax.tree.map_params(tx, lambda leaf, sharding: leaf if masked(leaf) else sharding, opt_state,
                                  param_shardings, transform_non_params=lambda _: replicated(mesh), is_leaf=masked)

@@ -56,7 +56,7 @@ def make_train_step(objective: Objective, tx: optax.GradientTransformation, *, s
 
 
 def make_eval_step(objective: Objective):
-    """Compiles evaluate(params, frozen, batch) -> Loss, sums for `loss.means`; its objective gets None as key."""
+    """Compiles evaluate(params, frozen, batch) -> Loss: sums and weights. Its objective gets None as key."""
     return jax.jit(lambda params, frozen, batch: objective(params, frozen, batch, None))
 
 

@@ -5,8 +5,6 @@ Out: a `Loss`, which adds up exactly over micro-batches, devices and evaluation 
 Left out: how sums are accumulated in training (`llm/train_step.py`).
 """
 
-from collections.abc import Iterable
-import math
 from typing import NamedTuple
 
 import jax
@@ -59,19 +57,3 @@ def join(*losses: Loss) -> Loss:
     assert len(set(names)) == len(names), f'names of terms and metrics are not unique: {sorted(names)}'
     return Loss({name: term for loss in losses for name, term in loss.terms.items()},
                 {name: pair for loss in losses for name, pair in loss.metrics.items()})
-
-
-def means(losses: Iterable[Loss]) -> dict[str, float]:
-    """Means over evaluation batches, added on the host in double precision.
-
-    Returns: `loss`, and every term and metric by name; NaN where nothing had weight.
-    """
-    sums: dict[str, tuple[float, float]] = {}
-    coefs: dict[str, float] = {}
-    for loss in losses:
-        coefs = {name: float(term.coef) for name, term in loss.terms.items()}
-        for name, (part, weight) in ({name: term[:2] for name, term in loss.terms.items()} | loss.metrics).items():
-            before = sums.get(name, (0.0, 0.0))
-            sums[name] = (before[0] + float(part), before[1] + float(weight))
-    result = {name: part / weight if weight else math.nan for name, (part, weight) in sums.items()}
-    return {'loss': sum(coef * result[name] for name, coef in coefs.items()), **result}

@@ -33,27 +33,26 @@ def gae(reward_BT: jax.Array, value_BT: jax.Array, mask_BT: jax.Array, *, discou
         delta_t = reward_t + discount * value_{t+1} - value_t
         advantage_t = delta_t + discount * gae_lambda * advantage_{t+1}
 
-    t+1 is the next chosen token, so prompts, observations between turns and padding are stepped over; after the
-    last one value and advantage are 0 (the episode ended there).
+    t+1 is the next chosen token: prompts, observations between turns and padding are stepped over. After the
+    last one value and advantage are 0, as the episode ended there.
 
     Args:
       value_BT: value of the state before token t was chosen.
-    Returns: advantage_BT and return_BT = advantage + value; both 0 where the mask is 0. No gradient flows through.
+    Returns: advantage_BT and return_BT = advantage + value, both 0 where the mask is 0 and without gradient.
     """
     def backwards(after, now):
         advantage_after_B, value_after_B = after
-        reward_B, value_B, mask_B = now
+        reward_B, value_B, chosen_B = now
         delta_B = reward_B + discount * value_after_B - value_B
         advantage_B = delta_B + discount * gae_lambda * advantage_after_B
-        kept = jax.tree.map(lambda new_B, old_B: jnp.where(mask_B > 0, new_B, old_B), (advantage_B, value_B), after)
-        return kept, jnp.where(mask_B > 0, advantage_B, 0.0)
+        kept = jnp.where(chosen_B, advantage_B, advantage_after_B), jnp.where(chosen_B, value_B, value_after_B)
+        return kept, jnp.where(chosen_B, advantage_B, 0.0)
 
-    value_BT = jax.lax.stop_gradient(value_BT)
+    reward_BT, value_BT = jax.lax.stop_gradient((reward_BT, value_BT))
     zero_B = jnp.zeros_like(value_BT[:, 0])
-    columns = (reward_BT.T, value_BT.T, mask_BT.T)
+    columns = (reward_BT.T, value_BT.T, mask_BT.T > 0)
     _, advantage_TB = jax.lax.scan(backwards, (zero_B, zero_B), columns, reverse=True)
-    advantage_BT = advantage_TB.T
-    return advantage_BT, jnp.where(mask_BT > 0, advantage_BT + value_BT, 0.0)
+    return advantage_TB.T, jnp.where(mask_BT > 0, advantage_TB.T + value_BT, 0.0)
 
 
 def whiten(x_BT: jax.Array, mask_BT: jax.Array) -> jax.Array:
@@ -69,14 +68,14 @@ def whiten(x_BT: jax.Array, mask_BT: jax.Array) -> jax.Array:
 
 def policy_loss(logp_BT: jax.Array, logp_old_BT: jax.Array, advantage_BT: jax.Array, mask_BT: jax.Array, *,
                 clip_epsilon: float) -> Loss:
-    """Mean over chosen tokens of -min(ratio * A, clip(ratio, 1 - eps, 1 + eps) * A): eq. 7 of arXiv:1707.06347.
+    """Mean over chosen tokens of -min(ratio * A, clip(ratio, 1 - eps, 1 + eps) * A).
 
-    Here ratio = exp(logp - logp_old), per token.
+    Eq. 7 of arXiv:1707.06347, with ratio = exp(logp - logp_old) per token.
 
     Returns: term `policy`; metrics `clip_fraction` (tokens whose gradient the clip removed) and `kl_old`, an
       estimate of KL(old || new) from the tokens of old, by ratio - 1 - log(ratio), which is never negative.
     """
-    # Masked first: a ratio of meaningless log-probabilities may be infinite, and 0 * inf is NaN, in gradients too.
+    # Masked first: a ratio of meaningless log-probabilities may be infinite, and 0 * inf is NaN in gradients.
     log_ratio_BT = jnp.where(mask_BT > 0, logp_BT - logp_old_BT, 0.0)
     ratio_BT = jnp.exp(log_ratio_BT)
     free_BT = ratio_BT * advantage_BT
@@ -103,7 +102,7 @@ def value_loss(value_BT: jax.Array, value_old_BT: jax.Array, return_BT: jax.Arra
 
 
 def adaptive_kl(kl_coef: float, kl: float, *, target: float, horizon: float, batch: int) -> float:
-    """The KL coefficient of the next iteration: kl_coef * (1 + clip(kl / target - 1, -.2, .2) * batch / horizon).
+    """The next iteration's KL coefficient: kl_coef * (1 + clip(kl / target - 1, -.2, .2) * batch / horizon).
 
     Sec. 2.2 of arXiv:1909.08593, in Python doubles.
 

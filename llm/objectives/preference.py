@@ -37,7 +37,8 @@ def k_wise(score_BR: jax.Array, human_BR: jax.Array, valid_BR: jax.Array) -> Los
 def pair_accuracy(score_BR: jax.Array, human_BR: jax.Array, valid_BR: jax.Array,
                   gaps: Sequence[float]) -> dict[str, tuple[jax.Array, jax.Array]]:
     """Metrics `accuracy_gap_G`: accuracy over pairs whose human scores differ by more than G, for each G."""
-    return {f'accuracy_gap_{gap:g}': _accuracy(score_BR, (_gap(human_BR) > gap) & _both(valid_BR)) for gap in gaps}
+    return {f'accuracy_gap_{gap:g}': _accuracy(score_BR, (_gap(human_BR) > gap) & _both(valid_BR))
+            for gap in gaps}
 
 
 def _gap(score_BR):
