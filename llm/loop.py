@@ -18,14 +18,15 @@ from llm.sharding import global_batch
 from llm.train_state import TrainState
 
 Item = TypeVar('Item')
+Metrics = dict[str, jax.Array]
 
 
-def fit(state: TrainState, step_fn: Callable[[TrainState, Any], tuple[TrainState, dict[str, jax.Array]]],
-        batches: Iterator[Any], *, start: int, stop: int) -> Iterator[tuple[int, TrainState, dict[str, jax.Array]]]:
+def fit(state: TrainState, step_fn: Callable[[TrainState, Any], tuple[TrainState, Metrics]],
+        batches: Iterator[Any], *, start: int, stop: int) -> Iterator[tuple[int, TrainState, Metrics]]:
     """Yields (step, state, metrics) for step = start + 1 ... stop, the number of steps done.
 
-    The state is lent until the next step, which donates its buffers: what outlives that must be copied. Metrics
-    stay on the device, so that nothing waits for them until they are looked at.
+    The state is lent until the next step, which donates its buffers: what outlives that must be copied.
+    Metrics stay on the device, so that nothing waits for them until they are looked at.
     """
     for step in range(start + 1, stop + 1):
         state, metrics = step_fn(state, next(batches))
@@ -55,14 +56,14 @@ def batches(rows: Callable[[np.ndarray], dict[str, np.ndarray]], *, start: int, 
 def prefetch(iterator: Iterator[Item], depth: int) -> Iterator[Item]:
     """The same items, up to `depth` of them made ahead by a thread.
 
-    An exception of the iterator is raised here, after the items before it; the thread ends with this generator.
+    An exception of the iterator is raised here, after the items before it. The thread ends with this generator.
     """
     ready: queue.Queue = queue.Queue(depth)
     closed = threading.Event()
 
     def put(*message) -> bool:
-        # The main thread counts as dead once the interpreter ends, which then waits for this thread: a daemon would
-        # be torn down in the middle of JAX instead.
+        # The main thread counts as dead once the interpreter ends, which then waits for this thread: a daemon
+        # would be torn down in the middle of JAX instead.
         while not closed.is_set() and threading.main_thread().is_alive():
             try:
                 ready.put(message, timeout=0.1)

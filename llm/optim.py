@@ -29,8 +29,8 @@ def schedule(config: OptimConfig, *, frozen_steps: int = 0) -> optax.Schedule:
     decay = max(round(config.decay_fraction * config.schedule_steps), 1) if config.schedule == 'wsd' else 1
     stable = config.schedule_steps - warmup - decay
     if stable < 0 and not constant:
-        raise UserError(f'optim.schedule_steps={config.schedule_steps} is less than optim.warmup_steps={warmup} '
-                        f'plus {decay} of decay; use more steps or a shorter warm-up')
+        raise UserError(f'optim.schedule_steps={config.schedule_steps} is less than '
+                        f'optim.warmup_steps={warmup} plus {decay} of decay; use more steps or a shorter warm-up')
     if constant:
         after = optax.constant_schedule(rate)
     elif config.schedule == 'cosine':
@@ -65,5 +65,5 @@ def make_optimizer(config: OptimConfig, *, frozen_steps: int = 0) -> optax.Gradi
 
 
 def by_top_key(transforms: dict[str, optax.GradientTransformation]) -> optax.GradientTransformation:
-    """Each top-level key of the parameters ('policy', 'value') under its own optimizer, with its own clipping."""
+    """Each top-level key of the parameters ('policy', 'value') under an optimizer and clipping of its own."""
     return optax.multi_transform(transforms, {key: key for key in transforms})

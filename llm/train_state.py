@@ -20,8 +20,8 @@ from llm.sharding import AxisRules, replicated, shardings_of
 class TrainState(NamedTuple):
     """Trainable parameters (any pytree) and what goes with them.
 
-    `step` counts the batches consumed (int32 scalar), `key` is a typed PRNG key that never changes: what a step
-    draws comes from fold_in(key, step). `ema` is the average of the parameters over steps, or None.
+    `step` counts the batches consumed (int32 scalar), `key` is a typed PRNG key that never changes: what a
+    step draws comes from fold_in(key, step). `ema` is the average of the parameters over steps, or None.
     """
 
     params: Any
@@ -36,15 +36,15 @@ def create(init: Callable[[jax.Array], Any], tx: optax.GradientTransformation, s
     """A state on the mesh: no leaf exists unsharded at any time, and the mesh does not change its values.
 
     Args:
-      init: from a key to parameters boxed with logical names, e.g. `lambda key: model.init(key, ...)['params']`.
+      init: key -> parameters boxed with logical names, e.g. `lambda key: model.init(key, ...)['params']`.
       seed: of the parameters and of everything drawn later.
-      params: parameters from a parent, a part of the tree that `init` makes (a trunk without the new head, say);
-        copied, never aliased, because the step donates the state. None: all are new.
+      params: parameters from a parent: the tree that `init` makes or a part of it (a trunk without the new
+        head, say); copied, never aliased, because the step donates the state. None: all are new.
       ema: whether to keep an average of the parameters; it begins as a copy of them.
     """
     init_key, key = jax.random.split(jax.random.key(seed))
     expected = abstract_params(init, mesh, rules)
-    param_shardings = jax.tree.map(lambda leaf: leaf.sharding, expected)
+    param_shardings = shardings(expected)
     given = dict(jax.tree_util.tree_leaves_with_path(params))
     _check_given(given, expected)
 
@@ -55,41 +55,40 @@ def create(init: Callable[[jax.Array], Any], tx: optax.GradientTransformation, s
         return TrainState(params, tx.init(params), jnp.zeros((), jnp.int32), key, average)
 
     shapes = jax.eval_shape(build, init_key, key, given)
-    shardings = TrainState(param_shardings, _like_params(tx, shapes.opt_state, param_shardings, mesh),
-                           replicated(mesh), replicated(mesh), param_shardings if ema else None)
-    return jax.jit(build, out_shardings=shardings)(init_key, key, given)
-
-
-def abstract_params(init: Callable[[jax.Array], Any], mesh: Mesh, rules: AxisRules) -> Any:
-    """Shape, dtype and sharding of every parameter that `init` would make; nothing is computed."""
-    boxed = jax.eval_shape(init, jax.random.key(0))
-    return jax.tree.map(lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-                        nn.meta.unbox(boxed), shardings_of(boxed, mesh, rules))
+    placed = TrainState(param_shardings, _like_params(tx, shapes.opt_state, param_shardings, mesh),
+                        replicated(mesh), replicated(mesh), param_shardings if ema else None)
+    return jax.jit(build, out_shardings=placed)(init_key, key, given)
 
 
 def abstract_params(init: Callable[[jax.Array], Any], mesh: Mesh, rules: AxisRules) -> Any:
     """Shape, dtype and sharding of the parameters that `init` would make: what loading them needs to know."""
     boxed = jax.eval_shape(init, jax.random.key(0))
-    return jax.tree.map(lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-                        nn.meta.unbox(boxed), shardings_of(boxed, mesh, rules))
+    return jax.tree.map(_describe, nn.meta.unbox(boxed), shardings_of(boxed, mesh, rules))
 
 
-def shardings(state: TrainState) -> TrainState:
+def shardings(tree: Any) -> Any:
     """The sharding of every leaf: what `make_train_step` keeps."""
-    return jax.tree.map(lambda leaf: leaf.sharding, state)
+    return jax.tree.map(lambda leaf: leaf.sharding, tree)
 
 
 def abstract(tree: Any) -> Any:
     """Shape, dtype and sharding of every leaf: what a restore needs to know."""
-    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), tree)
+    return jax.tree.map(_describe, tree, shardings(tree))
+
+
+def _describe(leaf, sharding):
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
 
 def _like_params(tx, opt_state, param_shardings, mesh):
     """Moments are laid out as their parameters; counts are on every device."""
     def masked(leaf):  # stands where `multi_transform` gave the parameters to another optimizer
         return isinstance(leaf, optax.MaskedNode)
-    return optax.tree.map_params(tx, lambda leaf, sharding: leaf if masked(leaf) else sharding, opt_state,
-                                 param_shardings, transform_non_params=lambda _: replicated(mesh), is_leaf=masked)
+
+    def like(leaf, sharding):
+        return leaf if masked(leaf) else sharding
+    return optax.tree.map_params(tx, like, opt_state, param_shardings, is_leaf=masked,
+                                 transform_non_params=lambda _: replicated(mesh))
 
 
 def _check_given(given, expected):

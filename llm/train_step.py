@@ -20,7 +20,7 @@ Objective = Callable[[Any, Any, dict[str, jax.Array], jax.Array | None], Loss]
 
 def make_train_step(objective: Objective, tx: optax.GradientTransformation, *, shardings: TrainState,
                     micro_batches: int = 1, schedule: optax.Schedule | None = None, ema_decay: float = 0.0):
-    """Compiles step(state, frozen, batch) -> (state, metrics). The state given is donated: use the returned one.
+    """Compiles step(state, frozen, batch) -> (state, metrics). It donates its state: use the returned one.
 
     The loss is that of the whole global batch for any number of micro-batches: the weight of every term is
     totalled first, then each part's terms are scaled by it before they are differentiated.
@@ -98,7 +98,7 @@ def _accumulate(objective, params, frozen, parts, key, param_shardings):
 def _split(batch, micro_batches):
     """[B, ...] -> [micro_batches, B / micro_batches, ...], by stride, so that rows stay on their devices."""
     def one(x):
-        assert x.shape[0] % micro_batches == 0, f'{x.shape[0]} rows do not split into {micro_batches} micro-batches'
+        assert x.shape[0] % micro_batches == 0, f'{x.shape[0]} rows do not split into {micro_batches} parts'
         return x.reshape(-1, micro_batches, *x.shape[1:]).swapaxes(0, 1)
     return jax.tree.map(one, batch)
 

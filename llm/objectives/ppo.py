@@ -45,7 +45,8 @@ def gae(reward_BT: jax.Array, value_BT: jax.Array, mask_BT: jax.Array, *, discou
         reward_B, value_B, chosen_B = now
         delta_B = reward_B + discount * value_after_B - value_B
         advantage_B = delta_B + discount * gae_lambda * advantage_after_B
-        kept = jnp.where(chosen_B, advantage_B, advantage_after_B), jnp.where(chosen_B, value_B, value_after_B)
+        kept = (jnp.where(chosen_B, advantage_B, advantage_after_B),
+                jnp.where(chosen_B, value_B, value_after_B))
         return kept, jnp.where(chosen_B, advantage_B, 0.0)
 
     reward_BT, value_BT = jax.lax.stop_gradient((reward_BT, value_BT))
