@@ -1,10 +1,10 @@
-"""The distribution `quartet-llm`: what it needs, and why. Tested versions of everything are in constraints.txt."""
+"""The distribution `quartet-llm`: what it needs, and why. constraints.txt has the tested versions."""
 
 from setuptools import find_namespace_packages, setup
 
 # A lower bound is what was run. An upper bound needs a reason of its own.
 REQUIRED = [
-    'absl-py',  # flags and the entry point of llm/main.py; ml_collections' config flags are built on it
+    'absl-py',  # flags of llm/main.py; ml_collections' config flags are built on it
     'array_record',  # the file format of our TFDS sets: random access without TensorFlow
     'etils[epath]',  # paths that may be in a bucket
     'flax>=0.12.8,<0.13',  # Linen; it is in maintenance, and a release may drop it
@@ -13,7 +13,7 @@ REQUIRED = [
     'ml_collections>=1.1.0',  # ConfigDict, and overrides on the command line
     'numpy>=2.0',  # rows on the host
     'optax>=0.2.8',  # AdamW, clipping, schedules
-    'orbax-checkpoint>=0.12.8,<0.13',  # CheckpointManager and ocp.args; 0.x releases are moving to another interface
+    'orbax-checkpoint>=0.12.8,<0.13',  # CheckpointManager and ocp.args; its next interface is still moving
     'pip',  # fetches the packages that hold our data sets, by hash
     'psutil',  # tells whether a run's owner is still alive
     'PyYAML',  # the question-answer exchanges are YAML

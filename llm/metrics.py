@@ -31,7 +31,8 @@ from tensorboard.summary.writer.event_file_writer import EventFileWriter
 # Text of users and of models goes through it: brackets and colons in it are not markup.
 console = Console(markup=False, emoji=False, highlight=False, soft_wrap=True)
 
-# Dense bfloat16 FLOP/s of one chip, by `jax.Device.device_kind` (cloud.google.com/tpu/docs, "System architecture").
+# Dense bfloat16 FLOP/s of one chip, by `jax.Device.device_kind`
+# (cloud.google.com/tpu/docs, "System architecture").
 PEAK_FLOPS = {'TPU v4': 275e12, 'TPU v5 lite': 197e12, 'TPU v5': 459e12, 'TPU v6 lite': 918e12}
 
 _TERMINAL_SECONDS = 0.1  # between two drawings of a bar
@@ -53,17 +54,17 @@ class _Work:
 
 
 class Bars:
-    """Long work in progress: bars on a terminal; elsewhere a line now and every ten seconds. A line at its end."""
+    """Work in progress: bars on a terminal, elsewhere a line now and every ten seconds; a line at the end."""
 
     def __init__(self):
         self._works: dict[str, _Work] = {}
         # No refresh thread: a bar moves when its work says so.
-        self._live = Progress(TextColumn('{task.description}'), BarColumn(), TextColumn('{task.fields[text]}'),
-                              console=console, auto_refresh=False, transient=True)
+        columns = TextColumn('{task.description}'), BarColumn(), TextColumn('{task.fields[text]}')
+        self._live = Progress(*columns, console=console, auto_refresh=False, transient=True)
         atexit.register(self._stop)  # gives the cursor back after an error
 
     def __call__(self, what: str, done: int, total: int, text: str = '') -> None:
-        """`done` of `total` units of the work called `what`; reaching the total ends it. Cheap enough for a loop."""
+        """`done` of `total` units of the work called `what`; reaching the total ends it. Cheap in tight loops."""
         now = time.monotonic()
         work = self._works.setdefault(what, _Work(first=done, began=now))
         wait = _TERMINAL_SECONDS if console.is_terminal else _PLAIN_SECONDS
@@ -154,9 +155,10 @@ class Metrics:
         values = _floats(metrics)
         timing = self._timing(tokens)
         self._write(step, 'train', {'tokens': tokens, **values}, timing)
-        speed = timing.get('tokens_per_second')
-        text = [f'loss {values["loss"]:.4f}' if 'loss' in values else '', f'{speed:,.0f} tokens/s' if speed else '']
-        progress(self._name, step, self._total_steps, '  '.join(filter(None, text)))
+        text = [f'loss {values["loss"]:.4f}'] if 'loss' in values else []
+        if 'tokens_per_second' in timing:
+            text.append(f'{timing["tokens_per_second"]:,.0f} tokens/s')
+        progress(self._name, step, self._total_steps, '  '.join(text))
 
     def evaluate(self, step: int, metrics: Mapping[str, Any]) -> None:
         """A row of held-out numbers, and a line on the screen."""
@@ -170,7 +172,7 @@ class Metrics:
 
     @contextlib.contextmanager
     def aside(self) -> Iterator[None]:
-        """Around whatever is not training (evaluation, sampling, saving): its time counts against goodput, not speed."""
+        """Around what is not training (evaluation, sampling): its time counts in goodput, not in speed."""
         began = time.monotonic()
         try:
             yield
@@ -199,23 +201,26 @@ class Metrics:
         assert not {'step', 'kind', 'time'} & set(values), f'reserved: {sorted(values)}'
         # JSON has no nan and inf; as strings, `float` reads them back.
         row = {key: value if math.isfinite(value) else str(value) for key, value in values.items()}
-        self._rows.write(json.dumps({'step': step, 'kind': kind, **row, 'time': timing}, allow_nan=False) + '\n')
+        row = {'step': step, 'kind': kind, **row, 'time': timing}
+        self._rows.write(json.dumps(row, allow_nan=False) + '\n')
         self._rows.flush()
-        scalars = [Summary.Value(tag=f'{kind}/{key}', simple_value=value)
-                   for key, value in (values | {f'time/{key}': value for key, value in timing.items()}).items()]
+        shown = values | {f'time/{key}': value for key, value in timing.items()}
+        scalars = [Summary.Value(tag=f'{kind}/{key}', simple_value=value) for key, value in shown.items()]
         self._events.add_event(Event(wall_time=time.time(), step=step, summary=Summary(value=scalars)))
 
 
-def table(title: str, rows: list[dict[str, Any]]) -> None:
+def table(rows: list[dict[str, Any]]) -> None:
     """Prints rows under the columns that any of them has, in order of first appearance."""
     columns = list(dict.fromkeys(key for row in rows for key in row))
-    drawn = Table(title=title, title_justify='left')
+    drawn = Table()
     for column in columns:
         numbers = all(isinstance(row[column], (int, float)) for row in rows if column in row)
         drawn.add_column(column, justify='right' if numbers else 'left', overflow='fold')
     for row in rows:
         drawn.add_row(*(_cell(row.get(column, '')) for column in columns))
-    console.print(drawn, width=None if console.is_terminal else _PLAIN_WIDTH)
+    if not console.is_terminal:
+        console.width = _PLAIN_WIDTH
+    console.print(drawn)
 
 
 def _cell(value: Any) -> str:
@@ -239,10 +244,11 @@ def _clock_face(seconds: float) -> str:
 
 
 def _drop_rows(path: pathlib.Path, last_step: int) -> None:
-    """Keeps the rows up to that step, in their bytes; a row torn by a kill goes too. At step 0, nothing stays."""
+    """Keeps the rows up to that step, in their bytes; a row torn by a kill goes too. At 0, nothing stays."""
     if not path.exists():
         return
-    kept = [line for line in path.read_text('utf-8').splitlines() if 0 <= _step(line) <= last_step and last_step]
+    lines = path.read_text('utf-8').splitlines() if last_step else []
+    kept = [line for line in lines if 0 <= _step(line) <= last_step]
     beside = path.with_suffix('.tmp')
     beside.write_text(''.join(line + '\n' for line in kept), 'utf-8')
     os.replace(beside, path)

@@ -4,10 +4,11 @@ In: a run's folder.
 Out: `<folder>/owner.json` while its process works; UserError where another one does.
 Left out: processes of one job (the caller lets process 0 own the folder for all of them).
 
-An owner that died is recognised by its process, on the same host, or by a heartbeat (the file's time of change)
-that is older than a minute.
+An owner that died is recognised by its process, on the same host, or by a heartbeat (the file's time of
+change) that is older than a minute.
 """
 
+import contextlib
 import fcntl
 import json
 import os
@@ -39,7 +40,8 @@ class Owner:
 
     def __enter__(self) -> 'Owner':
         me = psutil.Process()
-        mine = {'token': self._token, 'host': socket.gethostname(), 'pid': me.pid, 'started': me.create_time()}
+        mine = {'token': self._token, 'host': socket.gethostname(), 'pid': me.pid,
+                'started': me.create_time()}
         self._folder.mkdir(parents=True, exist_ok=True)
         lock = os.open(self._folder, os.O_RDONLY)
         try:
@@ -62,32 +64,32 @@ class Owner:
             self._path.unlink()
 
     def check(self) -> None:
-        """Raises UserError if another process took the folder, as it may when this one was suspended for a minute."""
+        """Raises UserError if another process took the folder, as it may while this one is suspended."""
         owner = _read(self._path)
         if owner.get('token') != self._token:
-            raise UserError(f'{self._folder} was taken over by {_name(owner)} while this process was suspended; '
-                            f'let that one go on')
+            raise UserError(f'{self._folder} was taken over by {_name(owner)} while this process was '
+                            f'suspended; let that one go on')
 
     def _refuse_if_alive(self) -> None:
         owner = _read(self._path)
         if not owner:
             return
-        age_seconds = time.time() - self._path.stat().st_mtime
         same_host = owner['host'] == socket.gethostname()
-        if age_seconds < STALE_SECONDS and not (same_host and _dead(owner['pid'], owner['started'])):
-            raise UserError(f'{self._folder} is in use by {_name(owner)}, last seen {age_seconds:.0f} s ago; '
-                            f'wait for it, stop it, or give another --workdir')
+        if owner['age_seconds'] < STALE_SECONDS and not (same_host and _dead(owner['pid'], owner['started'])):
+            raise UserError(f'{self._folder} is in use by {_name(owner)}, last seen '
+                            f'{owner["age_seconds"]:.0f} s ago; wait for it or give another --workdir')
 
     def _beat(self) -> None:
         while not self._stop.wait(BEAT_SECONDS):
             if _read(self._path).get('token') == self._token:
-                os.utime(self._path)
+                with contextlib.suppress(FileNotFoundError):  # the folder was moved away meanwhile
+                    os.utime(self._path)
 
 
 def _read(path: pathlib.Path) -> dict:
-    """The owner's own words; nothing where there is no owner, or only half a file."""
+    """The owner's own words, and how long ago it was seen; nothing where there is none, or half a file."""
     try:
-        return json.loads(path.read_text())
+        return json.loads(path.read_text()) | {'age_seconds': time.time() - path.stat().st_mtime}
     except (FileNotFoundError, json.JSONDecodeError):
         return {}
 

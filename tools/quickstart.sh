@@ -3,7 +3,7 @@
 # Safe to run again: finished stages are found, and only the table is printed.
 source "$(dirname "${BASH_SOURCE[0]}")/venv.sh"
 
-# A default is given only where there is no such flag: absl refuses overrides (--config.KEY) under two --config.
+# A default is given only where there is no such flag: absl refuses --config.KEY under two --config.
 case " $* " in *' --config='* | *' --config '*) ;; *) set -- --config=configs/quickstart.py "$@" ;; esac
 case " $* " in *' --workdir='* | *' --workdir '*) ;; *) set -- --workdir=runs/quickstart "$@" ;; esac
 exec $PYTHON -m llm.main "$@"

@@ -9,12 +9,12 @@ stamp="$(cat setup.py constraints.txt tools/venv.sh | cksum)"
 find_python() {  # 3.11 first: the versions in constraints.txt were tested with it
     local candidate
     for candidate in python3.11 python3.12 python3.13 python3; do
-        if "$candidate" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+        if "$candidate" -c 'import sys, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
             echo "$candidate"
             return
         fi
     done
-    echo 'No Python >= 3.11 with venv was found; install one, for example the packages python3 and python3-venv.' >&2
+    echo 'No Python >= 3.11 with venv was found; install one, e.g. the packages python3 and python3-venv.' >&2
     return 2
 }
 

@@ -1,0 +1,116 @@
+"""The floors of the house: what each part of llm/ may import, read from the source.
+
+A new file must be given a floor here; the standard library and a package's own folder are always allowed.
+"""
+
+import ast
+import pathlib
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+EVERYTHING = {'*'}
+
+# A file or folder -> what it may import. The longest name that fits counts.
+FLOORS = {
+    'configs': {'ml_collections'},
+    'llm/config.py': set(),
+    'llm/sharding.py': {'flax', 'jax', 'numpy', 'llm.config'},
+    'llm/data': {'array_record', 'etils', 'grain', 'numpy', 'sentencepiece', 'tensorflow_datasets', 'yaml',
+                 'llm.config'},
+    'llm/model': {'flax', 'jax', 'llm.config', 'llm.sharding'},
+    'llm/objectives': {'jax', 'optax'},
+    'llm/rollout': {'jax', 'llm.config', 'llm.envs', 'llm.model', 'llm.sharding'},
+    'llm/envs': {'jax', 'llm.config', 'llm.model', 'llm.sharding'},
+    'llm/optim.py': {'jax', 'optax', 'llm.config'},
+    'llm/train_state.py': {'flax', 'jax', 'optax', 'llm.sharding'},
+    'llm/train_step.py': {'jax', 'optax', 'llm.objectives.loss', 'llm.sharding', 'llm.train_state'},
+    'llm/loop.py': {'jax', 'numpy', 'llm.sharding', 'llm.train_state'},
+    'llm/checkpoint.py': {'etils', 'jax', 'numpy', 'orbax', 'llm.config', 'llm.manifest'},
+    'llm/manifest.py': {'etils', 'llm.config'},
+    'llm/metrics.py': {'rich', 'tensorboard'},
+    'llm/owner.py': {'psutil', 'llm.config'},
+    'llm': EVERYTHING,  # main, pipeline, stages, and what they are cut into
+}
+# Import -> the only files that may have it, on whatever floor they are.
+KEEPERS = {
+    'orbax': {'llm/checkpoint.py'},
+    'llm.stages': {'llm/pipeline.py', 'llm/stages'},
+    'sentencepiece': {'llm/data/tokenizer.py'},
+    'llm.main': set(),
+}
+
+
+def imports(source: str) -> set[str]:
+    """Dotted names of everything that a module imports, wherever in it; `from a import b` counts as `a.b`."""
+    names = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, 'relative import; write it in full'
+            names |= {f'{node.module}.{alias.name}' for alias in node.names}
+    return {name for name in names if name.split('.')[0] not in sys.stdlib_module_names}
+
+
+def within(name: str, parents: set[str], separator: str) -> bool:
+    return any(name == parent or name.startswith(parent + separator) for parent in parents)
+
+
+def violations(path: str, source: str) -> list[str]:
+    """One line for each import in that file which its floor or a keeper forbids."""
+    floor = max((floor for floor in FLOORS if within(path, {floor}, '/')), key=len)
+    own = {floor.replace('/', '.')}
+    found = []
+    for name in sorted(imports(source)):
+        if FLOORS[floor] is not EVERYTHING and not within(name, FLOORS[floor] | own, '.'):
+            found.append(f'{path} imports {name}, which {floor} may not')
+        for kept, keepers in KEEPERS.items():
+            if within(name, {kept}, '.') and not within(path, keepers, '/'):
+                found.append(f'{path} imports {name}, which only {sorted(keepers)} may')
+    return found
+
+
+def files() -> list[str]:
+    return sorted(str(path.relative_to(ROOT)) for top in ('llm', 'configs')
+                  for path in (ROOT / top).rglob('*.py'))
+
+
+@pytest.mark.parametrize('path', files())
+def test_imports_stay_on_their_floor(path):
+    assert violations(path, (ROOT / path).read_text()) == []
+
+
+@pytest.mark.parametrize('floor', FLOORS)
+def test_every_floor_exists(floor):
+    assert (ROOT / floor).exists()
+
+
+@pytest.mark.parametrize('path, line', [
+    ('llm/data/rows.py', 'import jax.numpy as jnp'),
+    ('llm/objectives/ppo.py', 'from llm import config'),
+    ('llm/objectives/ppo.py', 'def f():\n    from llm.model import layers'),
+    ('llm/model/layers.py', 'import llm.objectives.loss'),
+    ('llm/loop.py', 'from llm.objectives.ppo import gae'),
+    ('llm/evaluate.py', 'import orbax.checkpoint as ocp'),
+    ('llm/evaluate.py', 'from llm.stages import ppo'),
+    ('llm/stages/sft.py', 'import sentencepiece'),
+    ('llm/data/rows.py', 'import sentencepiece'),
+    ('llm/envs/preference.py', 'from llm.rollout import generate'),
+    ('configs/sft.py', 'from llm.config import ModelConfig'),
+    ('configs/sft.py', 'import numpy'),
+])
+def test_forbidden_import_is_found(path, line):
+    assert len(violations(path, line)) == 1
+
+
+@pytest.mark.parametrize('path, line', [
+    ('llm/data/rows.py', 'import json\nfrom llm.config import UserError\nfrom llm.data import order'),
+    ('llm/train_step.py', 'from llm.objectives.loss import Loss'),
+    ('llm/checkpoint.py', 'import orbax.checkpoint as ocp'),
+    ('llm/pipeline.py', 'from llm.stages import ppo'),
+    ('configs/sft.py', 'from configs import base'),
+])
+def test_allowed_import_is_not(path, line):
+    assert violations(path, line) == []

@@ -1,0 +1,177 @@
+"""Rows that outlive a kill, clocks that are kept apart from numbers, screens that show what they are told."""
+
+import io
+import json
+import math
+import re
+import subprocess
+import sys
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from rich.console import Console
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from llm import metrics
+from llm.metrics import Bars, Metrics
+
+
+class Clock:
+    """Stands in for `time` in llm.metrics."""
+
+    def __init__(self):
+        self.now = 1000.0
+
+    def monotonic(self):
+        return self.now
+
+    def time(self):
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr(metrics, 'time', clock)
+    return clock
+
+
+def screen(monkeypatch, *, terminal: bool) -> io.StringIO:
+    """Redirects everything that llm.metrics shows, as if to a terminal or to a file."""
+    text = io.StringIO()
+    options = {'file': text, 'force_terminal': terminal, 'markup': False, 'emoji': False, 'highlight': False}
+    monkeypatch.setattr(metrics, 'console', Console(**options, soft_wrap=True))
+    monkeypatch.setattr(metrics, 'progress', Bars())
+    return text
+
+
+def opened(folder, **keywords):
+    return Metrics(folder, **({'total_steps': 10, 'name': 'sft', 'resume_step': 0} | keywords))
+
+
+def run(folder, first, last, **keywords):
+    with opened(folder, **keywords) as log:
+        for step in range(first, last + 1):
+            log.train(step, {'loss': 1 / step, 'kl': jnp.float32(step) / 3}, step * 64)
+            if step % 3 == 0:
+                log.evaluate(step, {'validation/loss': np.float64(2 / step)})
+
+
+def rows(folder):
+    return [json.loads(line) for line in (folder / 'metrics.jsonl').read_text().splitlines()]
+
+
+def timeless(folder):
+    return [json.dumps({key: value for key, value in row.items() if key != 'time'}) for row in rows(folder)]
+
+
+def test_resumed_rows_equal_uninterrupted_ones_without_time(tmp_path):
+    run(tmp_path / 'whole', 1, 10)
+    run(tmp_path / 'killed', 1, 7)
+    with (tmp_path / 'killed' / 'metrics.jsonl').open('a') as file:
+        file.write('{"step": 8, "kind": "tra')
+    run(tmp_path / 'killed', 4, 10, resume_step=3)
+    assert timeless(tmp_path / 'killed') == timeless(tmp_path / 'whole')
+    assert len(rows(tmp_path / 'whole')) == 13
+
+
+def test_resumed_tensorboard_has_each_step_once(tmp_path):
+    run(tmp_path, 1, 7)
+    run(tmp_path, 4, 10, resume_step=3)
+    events = EventAccumulator(str(tmp_path / 'tensorboard')).Reload()
+    scalars = events.Scalars('train/loss')
+    assert [scalar.step for scalar in scalars] == list(range(1, 11))
+    np.testing.assert_allclose([scalar.value for scalar in scalars], 1 / np.arange(1, 11), rtol=1e-6)
+    assert [scalar.step for scalar in events.Scalars('evaluate/validation/loss')] == [3, 6, 9]
+
+
+def test_starting_again_from_nothing_drops_every_row(tmp_path):
+    with opened(tmp_path) as log:
+        log.evaluate(0, {'loss': 5.0})
+    run(tmp_path, 1, 1)
+    assert [row['step'] for row in rows(tmp_path)] == [1]
+
+
+def test_row_is_on_disk_before_the_next_one(tmp_path):
+    with opened(tmp_path) as log:
+        log.train(1, {'loss': 1.0}, 64)
+        assert rows(tmp_path)[0]['loss'] == 1.0
+
+
+def test_device_scalars_keep_their_bits_and_non_finite_ones_stay_json(tmp_path):
+    third = jnp.float32(1) / 3
+    with opened(tmp_path) as log:
+        log.train(1, {'loss': third, 'nan': jnp.nan, 'inf': -jnp.inf}, 64)
+    row = json.loads((tmp_path / 'metrics.jsonl').read_text(), parse_constant=pytest.fail)
+    assert np.float32(row['loss']) == np.asarray(third)
+    assert math.isnan(float(row['nan'])) and float(row['inf']) == -math.inf
+
+
+def test_speed_is_of_training_alone_and_goodput_of_everything(tmp_path, clock):
+    with opened(tmp_path, flops_per_token=6e3, peak_flops=1e6) as log:
+        clock.now += 30  # compiling
+        log.train(1, {}, 64)
+        with log.aside():
+            clock.now += 8
+        clock.now += 2
+        log.train(2, {}, 192)
+    first, second = (row['time'] for row in rows(tmp_path))
+    assert 'tokens_per_second' not in first
+    assert second['tokens_per_second'] == pytest.approx(64)
+    assert second['mfu'] == pytest.approx(64 * 6e3 / 1e6)
+    assert second['goodput'] == pytest.approx(32 / 40)
+
+
+def test_unknown_peak_gives_no_mfu(tmp_path, clock):
+    with opened(tmp_path, flops_per_token=6e3) as log:
+        for step in (1, 2):
+            clock.now += 1
+            log.train(step, {}, step * 64)
+    assert rows(tmp_path)[1]['time']['flops_per_second'] == pytest.approx(64 * 6e3)
+    assert 'mfu' not in rows(tmp_path)[1]['time']
+
+
+def test_plain_output_has_a_line_now_one_in_ten_seconds_and_one_at_the_end(clock, monkeypatch):
+    text = screen(monkeypatch, terminal=False)
+    for done in range(1001):
+        metrics.progress('pack', done, 1000)
+        clock.now += 0.1
+    lines = text.getvalue().splitlines()
+    assert len(lines) == pytest.approx(11, abs=1)
+    assert re.fullmatch(r'pack  [45]\d\d/1,000  0:00:5\d left', lines[5])
+    assert lines[-1] == 'pack  1,000/1,000  in 0:01:40'
+
+
+def test_terminal_shows_loss_and_speed_and_gets_its_cursor_back_after_an_error(tmp_path, clock, monkeypatch):
+    text = screen(monkeypatch, terminal=True)
+    with pytest.raises(ZeroDivisionError):
+        with opened(tmp_path) as log:
+            for step in (1, 2):
+                clock.now += 1
+                log.train(step, {'loss': 2.5}, step * 64)
+            1 / 0
+    assert '2/10  loss 2.5000  64 tokens/s  0:00:08 left' in text.getvalue()
+    assert text.getvalue().rindex('\x1b[?25l') < text.getvalue().rindex('\x1b[?25h')
+
+
+def test_lines_of_others_are_printed_as_they_are(monkeypatch):
+    text = screen(monkeypatch, terminal=False)
+    line = '[bold]x[/bold] :smile: [/] ' + 'long ' * 50
+    metrics.say(line)
+    assert text.getvalue() == line + '\n'
+
+
+def test_table_has_every_value_in_full(monkeypatch):
+    text = screen(monkeypatch, terminal=False)
+    metrics.table([{'stage': 'pretrain', 'bits per byte': 1.98765, 'step': 1600},
+                   {'stage': 'reward', 'accuracy': 0.8125, 'why': 'stop_step ' + 'x' * 40}])
+    shown = text.getvalue()
+    for value in ('pretrain', 'bits per byte', '1.988', '1600', 'accuracy', '0.8125', 'x' * 40):
+        assert value in shown
+    assert '…' not in shown
+
+
+def test_import_needs_neither_tensorflow_nor_jax():
+    code = 'import sys, llm.metrics; sys.exit(bool({"tensorflow", "jax", "torch"} & set(sys.modules)))'
+    subprocess.run([sys.executable, '-W', 'error', '-c', code], check=True)
