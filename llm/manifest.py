@@ -20,7 +20,7 @@ _SUFFIX = '.manifest.json'
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """One sealed step. Everything in it is plain JSON; `checkpoint.py` fills the fields that have defaults."""
+    """One sealed step, in plain JSON; `checkpoint.py` fills the fields that have defaults."""
 
     stage: str
     identity: str  # SHA-256, hex, of what the run's result depends on
@@ -38,7 +38,7 @@ class Manifest:
     version: int = VERSION
     step: int = 0
     best: bool = False
-    leaves: dict[str, dict[str, dict]] = dataclasses.field(default_factory=dict)  # item -> path -> shape, dtype, ...
+    leaves: dict[str, dict[str, dict]] = dataclasses.field(default_factory=dict)  # item -> path -> shape, ...
     files: dict[str, str] = dataclasses.field(default_factory=dict)  # name -> SHA-256 of canonical JSON
     time: str = ''  # UTC, ISO 8601
 
@@ -55,12 +55,14 @@ def manifest_path(folder: epath.PathLike, step: int) -> epath.Path:
 def sealed_steps(folder: epath.PathLike) -> list[int]:
     """The steps of a folder that have a manifest, oldest first; none where there is no folder."""
     folder = epath.Path(folder)
-    names = [path.name.removesuffix(_SUFFIX) for path in folder.glob('*' + _SUFFIX)] if folder.exists() else []
+    if not folder.exists():
+        return []
+    names = [path.name.removesuffix(_SUFFIX) for path in folder.glob(f'*{_SUFFIX}')]
     return sorted(int(name) for name in names if name.isdecimal())
 
 
 def write(manifest: Manifest, path: epath.PathLike) -> None:
-    """Writes atomically: a reader sees no file or the whole of it. Not safe against loss of power (no fsync)."""
+    """Writes atomically: a reader sees no file or the whole of it (loss of power apart: no fsync)."""
     fields = dataclasses.asdict(manifest)
     path = epath.Path(path)
     unfinished = path.parent / f'{path.name}.unfinished'
@@ -76,11 +78,11 @@ def read(path: epath.PathLike) -> Manifest:
         checksum = fields.pop('sha256')
     except FileNotFoundError:
         known = ', '.join(map(str, sealed_steps(path.parent))) or 'none'
-        raise UserError(f'{path} is not there, so this step was never sealed; use a sealed step ({known})') from None
+        raise UserError(f'{path} is not there: no such sealed step; use one of these: {known}') from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f'{path} is damaged ({_first_line(error)}); use another step') from None
+        raise UserError(f'{path} is damaged ({first_line(error)}); use another step') from None
     if fields.get('version') != VERSION:
-        raise UserError(f'{path} has version={fields.get("version")!r} and this code reads version {VERSION}; '
+        raise UserError(f'{path} has version={fields.get("version")!r}, this code reads version={VERSION}; '
                         f'use the code that wrote it')
     known = {field.name for field in dataclasses.fields(Manifest)}
     if fields.keys() != known or digest(fields) != checksum:
@@ -110,9 +112,10 @@ def check_parent(manifest: Manifest, *, role_key: str, where: str, stages: tuple
                         f'give a step of such a stage')
     if head not in manifest.heads:
         raise UserError(f'{start} heads={manifest.heads}, wanted {head!r}; give a step that has this head')
-    for name, found, wanted in (('tokenizer', manifest.tokenizer, tokenizer), ('model', manifest.model, model)):
-        for key in sorted(found.keys() | (wanted or found).keys()):
-            if wanted is not None and found.get(key) != wanted.get(key):
+    for name, found, wanted in (('tokenizer', manifest.tokenizer, tokenizer),
+                                ('model', manifest.model, model)):
+        for key in sorted(found.keys() | wanted.keys()) if wanted is not None else ():
+            if found.get(key) != wanted.get(key):
                 raise UserError(f'{start} {name}.{key}={found.get(key)!r}, wanted {wanted.get(key)!r}; '
                                 f'give a parent with the same {name}')
 
@@ -123,14 +126,14 @@ def parse_reference(reference: str, role_key: str = 'init_from') -> tuple[str, i
     if not at or '/' in step:
         return reference, None
     if not path or not step.isdecimal():
-        raise UserError(f'{role_key}={reference!r}: {step!r} after the @ is not a step; write PATH or PATH@100')
+        raise UserError(f'{role_key}={reference!r}: {step!r} after @ is not a step; write PATH or PATH@100')
     return path, int(step)
 
 
 def parent_record(folder: epath.PathLike, manifest: Manifest) -> dict[str, Any]:
     """What a child keeps of its parent in `Manifest.parents`; `folder` is the one that holds the manifest."""
-    return {'path': str(folder), 'stage': manifest.stage, 'identity': manifest.identity, 'step': manifest.step,
-            'fingerprint': manifest.fingerprint}
+    return {'path': str(folder), 'stage': manifest.stage, 'identity': manifest.identity,
+            'step': manifest.step, 'fingerprint': manifest.fingerprint}
 
 
 def lineage(folder: epath.PathLike, step: int) -> list[tuple[str, dict[str, Any], Manifest | None]]:
@@ -159,12 +162,13 @@ def _ancestors(prefix: str, child: Manifest):
             manifest = read(manifest_path(record['path'], record['step']))
         except UserError:
             manifest = None
-        if manifest and (manifest.identity, manifest.fingerprint) != (record['identity'], record['fingerprint']):
-            manifest = None
+        if manifest and parent_record(record['path'], manifest) != record:
+            manifest = None  # another run lies there now
         yield prefix + role, record, manifest
         if manifest:
             yield from _ancestors(f'{prefix}{role}.', manifest)
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """What an error says, cut to one line."""
     return str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
