@@ -19,17 +19,18 @@ from llm.sharding import global_batch
 from llm.train_step import Objective, make_eval_step
 
 
-def held_out_batches(run: Run, rows: Any) -> Iterator[dict[str, jax.Array]]:
-    """The first `eval_rows` rows in batches of one shape: the last is filled up with empty rows (all zeros)."""
+def held_out_batches(run: Run, rows: Any, batch_size: int) -> Iterator[dict[str, jax.Array]]:
+    """The first `eval_rows` rows, and `index_B`, in batches of one shape: the last is filled up with zeros."""
     count = min(run.config.eval_rows, len(rows))
 
     def filled(indices: np.ndarray) -> dict[str, np.ndarray]:
         inside = indices < count
-        return {name: np.where(inside.reshape(-1, *[1] * (field.ndim - 1)), field, np.zeros_like(field))
-                for name, field in rows.rows(np.where(inside, indices, 0)).items()}
-    size = run.config.batch_size
-    return (global_batch(filled, np.arange(start, start + size), run.rows_sharding)
-            for start in range(0, count, size))
+        fields = rows.rows(np.where(inside, indices, 0))
+        for field in fields.values():
+            field[~inside] = 0
+        return {**fields, 'index_B': indices.astype(np.int32)}
+    return (global_batch(filled, np.arange(start, start + batch_size), run.rows_sharding)
+            for start in range(0, count, batch_size))
 
 
 def make_evaluator(run: Run, objective: Objective, corpora: dict[str, Any]) -> Callable[[Any], dict[str, float]]:
@@ -37,7 +38,7 @@ def make_evaluator(run: Run, objective: Objective, corpora: dict[str, Any]) -> C
     step = make_eval_step(objective)
 
     def evaluate(params: Any) -> dict[str, float]:
-        losses = {name: [jax.device_get(step(params, None, batch)) for batch in held_out_batches(run, rows)]
+        losses = {name: [jax.device_get(step(params, None, batch)) for batch in held_out_batches(run, rows, run.config.batch_size)]
                   for name, rows in corpora.items()}
         values = means(loss for source in losses.values() for loss in source)
         if len(losses) > 1:

@@ -1,10 +1,11 @@
 """The one-turn environment: a prompt, one answer, and a frozen scorer's judgement of it.
 
-In: prompt rows; a reward model's parameters with the mean and deviation of its scores (from its manifest).
-Out: observations (prompts) and rewards (normalised scores, less a penalty where the end token is missing).
+In: prompts; answers; a reward model with the mean and deviation of its scores (from its manifest).
+Out: observations (the prompts) and rewards: normalised scores, less a penalty where the end token is missing.
 Left out: sampling (`llm.rollout`), the KL penalty (it belongs to the objective, `llm.objectives.ppo`).
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -14,33 +15,46 @@ from llm.model.attention import MaskSpec
 from llm.model.transformer import Transformer
 
 
-class Normalizer(NamedTuple):
-    """Mean and deviation of the reward model's scores of the SFT policy's own answers."""
+class Observation(NamedTuple):
+    """What the policy sees before its turn: B right-padded token rows and their lengths."""
 
-    mean: float
-    deviation: float
-
-
-def positions_and_mask(tokens_BT: jax.Array, length_B: jax.Array) -> tuple[jax.Array, MaskSpec]:
-    """One causal piece a row, right-padded: padding is never seen by a token of the piece."""
-    positions_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1])[None], tokens_BT.shape)
-    return positions_BT, MaskSpec(segments_BT=(positions_BT < length_B[:, None]).astype(jnp.int32))
+    tokens_BT: jax.Array
+    length_B: jax.Array
 
 
-def token_values(model: Transformer, params: Any, tokens_BT: jax.Array, length_B: jax.Array, *,
-                 rngs: dict[str, jax.Array] | None = None) -> jax.Array:
-    """The scalar head at every token, [B, T] float32, not normalised. With `rngs`, dropout is drawn."""
-    positions_BT, mask = positions_and_mask(tokens_BT, length_B)
-    return model.apply({'params': params}, tokens_BT, positions_BT, mask, deterministic=rngs is None, rngs=rngs)
+class Step(NamedTuple):
+    """What a turn led to."""
+
+    reward_B: jax.Array  # float32
+    done_B: jax.Array  # bool; here every first turn is the last
+    ended_B: jax.Array  # bool; whether the answer has its end token
+    score_B: jax.Array  # float32; the reward before the penalty
+
+
+def make_step(model: Transformer, *, mean: float, deviation: float, missing_eos_penalty: float,
+              eos_id: int) -> Callable[[Any, jax.Array, jax.Array], Step]:
+    """Returns step(scorer_params, tokens_BT, length_B) -> Step for finished rows (prompt and answer).
+
+    A score of 0 is that of the SFT policy's mean answer, and 1 is one deviation better. The penalty, in
+    deviations, is taken where the last token is not the end token: an unfinished answer is worth less.
+    """
+    def step(params: Any, tokens_BT: jax.Array, length_B: jax.Array) -> Step:
+        score_B = (final_scores(model, params, tokens_BT, length_B) - mean) / deviation
+        ended_B = jnp.take_along_axis(tokens_BT, length_B[:, None] - 1, axis=1)[:, 0] == eos_id
+        reward_B = score_B - missing_eos_penalty * (1.0 - ended_B)
+        return Step(reward_B, jnp.ones_like(ended_B), ended_B, score_B)
+    return step
+
+
+def whole_rows(tokens_BT: jax.Array) -> tuple[jax.Array, MaskSpec]:
+    """Positions and mask of right-padded rows, one causal piece each: no token sees the padding after it."""
+    return jnp.broadcast_to(jnp.arange(tokens_BT.shape[1])[None], tokens_BT.shape), MaskSpec()
 
 
 def final_scores(model: Transformer, params: Any, tokens_BT: jax.Array, length_B: jax.Array, *,
-                 rngs: dict[str, jax.Array] | None = None) -> jax.Array:
-    """The score of each finished answer, [B] float32: the scalar head at its last token."""
-    value_BT = token_values(model, params, tokens_BT, length_B, rngs=rngs)
-    return jnp.take_along_axis(value_BT, length_B[:, None] - 1, axis=1)[:, 0]
-
-
-def ended(tokens_BT: jax.Array, length_B: jax.Array, eos_id: int) -> jax.Array:
-    """Whether the last token is the end token, [B] bool."""
-    return jnp.take_along_axis(tokens_BT, length_B[:, None] - 1, axis=1)[:, 0] == eos_id
+                 dropout_key: jax.Array | None = None) -> jax.Array:
+    """score_B, float32: the scalar head at each row's last token. Nothing is dropped out without a key."""
+    rngs = None if dropout_key is None else {'dropout': dropout_key}
+    score_BT = model.apply({'params': params}, tokens_BT, *whole_rows(tokens_BT), deterministic=rngs is None,
+                           rngs=rngs)
+    return jnp.take_along_axis(score_BT, length_B[:, None] - 1, axis=1)[:, 0]

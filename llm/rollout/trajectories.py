@@ -20,7 +20,7 @@ class Trajectories(NamedTuple):
     logp_old_BT: jax.Array  # float32, nats; by the policy that sampled, at the sampling temperature
     logp_ref_BT: jax.Array  # float32, nats; by the frozen reference, at the same temperature
     value_BT: jax.Array  # float32; expected return before token t is chosen
-    reward_BT: jax.Array  # float32; penalties at every token, the score at the last chosen one
+    reward_BT: jax.Array  # float32; the environment's, at the last token of the turn that earned it
     turn_BT: jax.Array  # int32; which of the policy's turns chose the token, from 0
     group_B: jax.Array  # int32; samples of the same prompt share a group
     weights_version_B: jax.Array  # int32; the training step whose weights sampled

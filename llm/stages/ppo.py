@@ -1,0 +1,238 @@
+"""Proximal policy optimisation: SFT model and scorer -> aligned policy. Learns from its own answers, scored.
+
+In: prompts; the SFT model (policy at the start, and frozen reference); the scorer (frozen, and value at the start).
+Out: checkpoints with parameters {'policy', 'value'}; the best step within the KL budget; answers to held-out prompts.
+Left out: the maths (`objectives.ppo`), sampling (`rollout`), the environment (`envs.preference`).
+
+A step here is an iteration: rollout, score, then epochs of minibatches. Nothing is saved within one, so that
+trajectories need no saving. Models are read at the sampling temperature throughout.
+"""
+
+from collections.abc import Callable, Iterator
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from llm import evaluate
+from llm.config import PPOConfig
+from llm.data.order import Mixture
+from llm.data.prepare import prepare_prompts
+from llm.envs.preference import make_step, whole_rows
+from llm.loop import every, fit
+from llm.model.transformer import Transformer
+from llm.objectives import ppo
+from llm.objectives.log_probs import TokenLogProbs, token_log_probs
+from llm.objectives.loss import Loss, join, weighted
+from llm.optim import by_top_key, make_optimizer
+from llm.rollout.generate import make_generate
+from llm.rollout.trajectories import Trajectories
+from llm.run import Journal, Result, Run, averaged, initializer
+from llm.train_state import TrainState, shardings
+from llm.train_step import make_train_step
+
+_SAMPLING, _HELD_OUT = 2**32 - 1, 2**32 - 2  # streams of keys apart from those of training steps
+
+
+@dataclasses.dataclass(frozen=True)
+class Models:
+    """The two shapes of model: the reference has the policy's, the value has the scorer's."""
+
+    policy: Transformer
+    scorer: Transformer
+
+    @classmethod
+    def of(cls, run: Run) -> 'Models':
+        return cls(Transformer(run.model_config, run.config.exec),
+                   Transformer(run.parents['reward_from'].model_config, run.config.exec, head='scalar'))
+
+    def init(self, key: jax.Array) -> dict[str, Any]:
+        return {'policy': initializer(self.policy)(key), 'value': initializer(self.scorer)(key)}
+
+
+def run(run: Run) -> Result:
+    config = run.config
+    prompts = run.corpora(prepare_prompts, 'train', seq_len=config.max_prompt_tokens)
+    stream = Mixture(prompts, run.weights, config.seed)
+    models = Models.of(run)
+    objective = functools.partial(clipped_loss, run, models)
+    tx = optimizer(config)
+    frozen = {'reference': run.load('init_from', models.policy), 'scorer': run.load('reward_from', models.scorer)}
+    state = run.train_state(models.init, tx, {'policy': frozen['reference'], 'value': frozen['scorer']})
+    train_step = make_train_step(objective, tx, shardings=shardings(state),
+                                 micro_batches=config.exec.micro_batches, ema_decay=config.optim.ema_decay)
+    held_out = evaluator(run, models, frozen)
+
+    with Journal(run, state, head='token', objective='PPO', metric='reward', higher_is_better=True,
+                 host={'kl_coef': config.kl_coef}) as journal:
+        if journal.fresh:
+            journal.evaluate(0, held_out(averaged(state)))
+            journal.save(0, state)
+        batches = run.batches(lambda rows: {**stream.rows(rows), 'index_B': rows.astype(np.int32)}, journal.step,
+                              config.rollout_batch, 'rollout_batch')
+        step_fn = make_iteration(run, models, frozen, train_step, journal.host)
+        why = 'stop_step'
+        for step, state, metrics in fit(journal.state, step_fn, batches, start=journal.step, stop=config.stop_step):
+            last = step == config.stop_step
+            if every(config.log_every_steps, step):
+                journal.train(step, metrics, tokens=step * config.rollout_batch * config.seq_len)
+            if every(config.eval_every_steps, step) or last:
+                values = held_out(averaged(state))
+                journal.evaluate(step, values, eligible=values['kl'] <= config.kl_budget)
+            if every(config.save_every_steps, step) or last or journal.best_step == step:
+                journal.save(step, state)
+            if metrics['kl'] > config.kl_budget:
+                why = f'kl {metrics["kl"]:.1f} beyond kl_budget={config.kl_budget:g} nats an answer'
+                break
+        journal.samples(samples(run, models, frozen, journal.chosen(state)))
+        return journal.result(why)
+
+
+def optimizer(config: PPOConfig) -> optax.GradientTransformation:
+    """Policy and value have a learning rate and clipping of their own; the policy rests during the warm-up."""
+    updates = config.epochs * config.rollout_batch // config.batch_size  # of one iteration
+    value = dataclasses.replace(config.optim, learning_rate=config.value_learning_rate)
+    return by_top_key({'policy': make_optimizer(config.optim, frozen_steps=config.value_warmup_steps * updates),
+                       'value': make_optimizer(value)})
+
+
+def make_iteration(run: Run, models: Models, frozen: Any, train_step: Callable, host: dict[str, Any]) -> Callable:
+    """Returns iteration(state, prompts) -> (state, metrics); `host['kl_coef']` is read and set by it."""
+    config = run.config
+    rollout, advantages = make_rollout(run, models), jax.jit(functools.partial(make_batch, config))
+    take = jax.jit(lambda batch, rows: jax.tree.map(lambda x: x[rows], batch), out_shardings=run.rows_sharding)
+
+    def iteration(state: TrainState, prompts: dict[str, jax.Array]) -> tuple[TrainState, dict[str, Any]]:
+        key = jax.random.fold_in(jax.random.fold_in(state.key, _SAMPLING), state.step)
+        trajectories, seen = rollout(state.params, frozen, prompts, key)
+        batch = advantages(trajectories, host['kl_coef'])
+        updates = []
+        for rows_B in minibatches(config, int(state.step)):
+            state, metrics = train_step(state, None, take(batch, rows_B))
+            updates.append(metrics)
+        metrics = {name: float(np.mean([update[name] for update in updates])) for name in metrics}
+        metrics |= {name: float(total / count) for name, (total, count) in seen.items()}
+        metrics['kl_coef'] = host['kl_coef']
+        host['kl_coef'] = ppo.adaptive_kl(host['kl_coef'], metrics['kl'], target=config.kl_target,
+                                          horizon=config.kl_horizon, batch=config.rollout_batch)
+        return state, metrics
+    return iteration
+
+
+def minibatches(config: PPOConfig, updates: int) -> Iterator[np.ndarray]:
+    """Rows of each minibatch: every epoch is a new permutation of the rollout, by seed and updates done."""
+    for epoch in range(config.epochs):
+        generator = np.random.Generator(np.random.Philox(key=[config.seed, updates * config.epochs + epoch]))
+        yield from generator.permutation(config.rollout_batch).reshape(-1, config.batch_size)
+
+
+def make_rollout(run: Run, models: Models) -> Callable:
+    """Returns rollout(params, frozen, prompts, key) -> (Trajectories, seen), compiled as one program.
+
+    The policy answers, the environment judges, the reference and the value read what was said. `seen` are sums and
+    counts over answers; empty prompts (length 0, which fill up a held-out batch) count nowhere.
+    """
+    config, special = run.config, run.tokenizer.special_ids
+    generate = make_generate(models.policy, max_new_tokens=config.max_new_tokens, temperature=config.temperature,
+                             eos_id=special['eos'], pad_id=special['pad'])
+    normalizer = run.parents['reward_from'].manifest.reward
+    judge = make_step(models.scorer, **normalizer, missing_eos_penalty=config.missing_eos_penalty,
+                      eos_id=special['eos'])
+
+    def rollout(params, frozen, prompts, key):
+        counts_B = (prompts['length_B'] > 0).astype(jnp.float32)
+        made = generate(params['policy'], prompts['tokens_BT'], jnp.maximum(prompts['length_B'], 1),
+                        prompts['index_B'], key)
+        judged = judge(frozen['scorer'], made.tokens_BT, made.length_B)
+        reference = read_log_probs(run, models, frozen['reference'], made.tokens_BT)
+        value_BT = read_values(models, normalizer, params['value'], made.tokens_BT)
+        mask_BT = made.mask_BT
+        last_BT = jnp.cumsum(mask_BT[:, ::-1], axis=1)[:, ::-1] * mask_BT == 1
+        trajectories = Trajectories(
+            tokens_BT=made.tokens_BT, mask_BT=mask_BT, logp_old_BT=made.logp_BT,
+            logp_ref_BT=reference.logp_BT * mask_BT, value_BT=value_BT * mask_BT,
+            reward_BT=jnp.where(last_BT, judged.reward_B[:, None], 0.0),
+            turn_BT=jnp.zeros_like(made.tokens_BT), group_B=prompts['index_B'],
+            weights_version_B=jnp.zeros_like(prompts['index_B']))
+        kl_B = jnp.sum(trajectories.logp_old_BT - trajectories.logp_ref_BT, axis=1)
+        length_B, ended_B = jnp.sum(mask_BT, axis=1), judged.ended_B.astype(jnp.float32)
+        seen = {'reward': judged.reward_B, 'score': judged.score_B, 'kl': kl_B, 'length': length_B, 'ended': ended_B}
+        return trajectories, {name: weighted(value_B, counts_B) for name, value_B in seen.items()}
+    return jax.jit(rollout)
+
+
+def make_batch(config: PPOConfig, trajectories: Trajectories, kl_coef: jax.Array) -> dict[str, jax.Array]:
+    """Trajectories with the KL penalty, advantages (whitened over all of them) and returns: what epochs train on."""
+    reward_BT = ppo.kl_rewards(trajectories.logp_old_BT, trajectories.logp_ref_BT,
+                               jnp.sum(trajectories.reward_BT, axis=1), trajectories.mask_BT, kl_coef=kl_coef)
+    advantage_BT, return_BT = ppo.gae(reward_BT, trajectories.value_BT, trajectories.mask_BT,
+                                      discount=config.discount, gae_lambda=config.gae_lambda)
+    return {**trajectories._asdict(), 'return_BT': return_BT,
+            'advantage_BT': ppo.whiten(advantage_BT, trajectories.mask_BT)}
+
+
+def clipped_loss(run: Run, models: Models, params: Any, frozen: None, batch: dict[str, jax.Array],
+                 key: jax.Array) -> Loss:
+    """The policy's and the value's clipped losses of a minibatch, and the policy's entropy beside them."""
+    config, mask_BT = run.config, batch['mask_BT']
+    normalizer = run.parents['reward_from'].manifest.reward
+    new = read_log_probs(run, models, params['policy'], batch['tokens_BT'])
+    value_BT = read_values(models, normalizer, params['value'], batch['tokens_BT'])
+    policy = ppo.policy_loss(new.logp_BT, batch['logp_old_BT'], batch['advantage_BT'], mask_BT,
+                             clip_epsilon=config.clip_epsilon)
+    value = ppo.value_loss(value_BT, batch['value_BT'], batch['return_BT'], mask_BT,
+                           clip_epsilon=config.value_clip_epsilon, coef=config.value_coef)
+    return join(policy, value, Loss({}, {'entropy': weighted(new.entropy_BT, mask_BT)}))
+
+
+def read_log_probs(run: Run, models: Models, params: Any, tokens_BT: jax.Array) -> TokenLogProbs:
+    """Of each token t given those before it, at the sampling temperature; meaningless at t = 0."""
+    variables = {'params': params}
+    x_BTD = models.policy.apply(variables, tokens_BT, *whole_rows(tokens_BT), method='hidden')
+    return token_log_probs(_before(x_BTD), models.policy.apply(variables, method='unembedding'), tokens_BT,
+                           chunk_tokens=run.config.exec.logits_chunk_tokens, temperature=run.config.temperature)
+
+
+def read_values(models: Models, normalizer: dict[str, float], params: Any, tokens_BT: jax.Array) -> jax.Array:
+    """value_BT: what the value model expects before token t, in deviations of the scorer; meaningless at t = 0."""
+    score_BT = models.scorer.apply({'params': params}, tokens_BT, *whole_rows(tokens_BT))
+    return _before((score_BT - normalizer['mean']) / normalizer['deviation'])
+
+
+def evaluator(run: Run, models: Models, frozen: Any) -> Callable[[Any], dict[str, float]]:
+    """params -> reward, score, KL (nats), length and share of ended answers, means over held-out prompts."""
+    rollout = make_rollout(run, models)
+    corpora = run.corpora(prepare_prompts, 'validation', seq_len=run.config.max_prompt_tokens)
+    key = jax.random.fold_in(jax.random.key(run.config.seed), _HELD_OUT)
+
+    def evaluate_params(params: Any) -> dict[str, float]:
+        seen = [jax.device_get(rollout(params, frozen, batch, key)[1]) for rows in corpora.values()
+                for batch in evaluate.held_out_batches(run, rows, run.config.rollout_batch)]
+        return {name: sum(float(part[name][0]) for part in seen) / sum(float(part[name][1]) for part in seen)
+                for name in seen[0]}
+    return evaluate_params
+
+
+def samples(run: Run, models: Models, frozen: Any, params: Any) -> list[dict[str, Any]]:
+    """Answers to held-out prompts by the reference and by the policy, drawn with the same keys."""
+    (name, rows), *_ = run.corpora(prepare_prompts, 'validation', seq_len=run.config.max_prompt_tokens).items()
+    rollout = make_rollout(run, models)
+    batch = next(evaluate.held_out_batches(run, rows, run.config.rollout_batch))
+    rows_said = []
+    for who in (frozen['reference'], params['policy']):
+        trajectories, _ = rollout({**params, 'policy': who}, frozen, batch, jax.random.key(run.config.seed))
+        rows_said.append((evaluate.texts(run, jax.device_get(trajectories)),
+                          jax.device_get(jnp.sum(trajectories.reward_BT, axis=1))))
+    prompts = rows.text(np.arange(min(len(rows), run.config.rollout_batch, run.config.eval_rows)))
+    (sft, sft_reward_B), (said, reward_B) = rows_said
+    return [{'prompt': prompt, 'sft': sft[row], 'sft_reward': round(float(sft_reward_B[row]), 3),
+             'ppo': said[row], 'ppo_reward': round(float(reward_B[row]), 3)} for row, prompt in enumerate(prompts)]
+
+
+def _before(x):
+    """What stands at t moves to t + 1, the token that it predicts."""
+    return jnp.roll(x, 1, axis=1)

@@ -1,0 +1,91 @@
+"""Pretraining: text -> base model. Learns to predict the next token of packed windows.
+
+In: sources of text; a tokenizer, or text to train one on; maybe an earlier run's parameters.
+Out: checkpoints with a token head, held-out loss by source, continuations of the configured prompts.
+Left out: packing (`data.prepare`), the loss (`objectives.next_token`).
+"""
+
+from collections.abc import Callable
+import functools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from llm import evaluate
+from llm.data.order import Mixture
+from llm.data.prepare import prepare_text
+from llm.loop import every, fit
+from llm.model.attention import MaskSpec
+from llm.model.transformer import Transformer
+from llm.objectives.log_probs import token_log_probs
+from llm.objectives.loss import Loss
+from llm.objectives.next_token import next_token
+from llm.optim import make_optimizer, schedule
+from llm.run import Journal, Result, Run, averaged, initializer
+from llm.train_state import shardings
+from llm.train_step import make_train_step
+
+
+def run(run: Run) -> Result:
+    config = run.config
+    rows = run.corpora(prepare_text, 'train', seq_len=config.seq_len)
+    stream = Mixture(rows, run.weights, config.seed)
+    model = Transformer(run.model_config, config.exec, dropout=config.dropout)
+    objective = functools.partial(language_loss, model, z_loss=config.z_loss)
+    tx = make_optimizer(config.optim)
+    state = run.train_state(initializer(model), tx, run.load('init_from', model) if run.parents else None)
+    train_step = make_train_step(objective, tx, shardings=shardings(state), schedule=schedule(config.optim),
+                                 micro_batches=config.exec.micro_batches, ema_decay=config.optim.ema_decay)
+    held_out = evaluator(run)
+
+    with Journal(run, state, head='token', objective='next token', metric='bits_per_byte',
+                 higher_is_better=False) as journal:
+        if journal.fresh:
+            journal.evaluate(0, held_out(averaged(state)))
+            journal.save(0, state)
+        batches = run.batches(stream.rows, journal.step, config.batch_size)
+        step_fn = lambda state, batch: train_step(state, None, batch)
+        for step, state, metrics in fit(journal.state, step_fn, batches, start=journal.step, stop=config.stop_step):
+            last = step == config.stop_step
+            if every(config.log_every_steps, step):
+                journal.train(step, metrics, tokens=step * config.batch_size * config.seq_len)
+            if every(config.eval_every_steps, step) or last:
+                journal.evaluate(step, held_out(averaged(state)))
+            if every(config.save_every_steps, step) or last or journal.best_step == step:
+                journal.save(step, state)
+        journal.samples(samples(run, journal.chosen(state)))
+        return journal.result('stop_step')
+
+
+def language_loss(model: Transformer, params: Any, frozen: None, batch: dict[str, jax.Array],
+                  key: jax.Array | None, *, z_loss: float) -> Loss:
+    """Cross-entropy of the targets that count; without a key nothing is dropped out."""
+    variables, mask = {'params': params}, MaskSpec(segments_BT=batch['segments_BT'])
+    x_BTD = model.apply(variables, batch['tokens_BT'], batch['positions_BT'], mask, deterministic=key is None,
+                        rngs=None if key is None else {'dropout': key}, method='hidden')
+    log_probs = token_log_probs(x_BTD, model.apply(variables, method='unembedding'), batch['targets_BT'],
+                                chunk_tokens=model.exec.logits_chunk_tokens)
+    return next_token(log_probs, batch['mask_BT'], z_loss=z_loss)
+
+
+def evaluator(run: Run, prepare: Callable = prepare_text) -> Callable[[Any], dict[str, float]]:
+    """params -> held-out cross-entropy, in nats a token and in bits a byte of the predicted text."""
+    model = Transformer(run.model_config, run.config.exec)
+    bytes_V = jnp.asarray(run.tokenizer.token_bytes_V, jnp.float32)
+
+    def objective(params, frozen, batch, key) -> Loss:
+        loss = language_loss(model, params, frozen, batch, key, z_loss=0.0)
+        size = jnp.sum(bytes_V[batch['targets_BT']] * batch['mask_BT'])
+        return loss._replace(metrics={'bits_per_byte': (loss.terms['next_token'].sum / math.log(2), size)})
+    return evaluate.make_evaluator(run, objective, run.corpora(prepare, 'validation', seq_len=run.config.seq_len))
+
+
+def samples(run: Run, params: Any) -> list[dict[str, Any]]:
+    """How the model continues the configured prompts."""
+    prompts = list(run.config.samples.prompts)
+    model = Transformer(run.model_config, run.config.exec)
+    ids = [run.tokenizer.encode_document(prompt)[0][:-1] for prompt in prompts]
+    return [{'prompt': prompt, 'continuation': text}
+            for prompt, text in zip(prompts, evaluate.answers(run, model, params, ids))]

@@ -1,0 +1,129 @@
+"""Reward modelling: SFT model -> scorer. Learns from people's rankings of several answers to one prompt.
+
+In: ranked answers; the SFT model, whose trunk is copied under a new scalar head; prompts.
+Out: checkpoints with a scalar head; in their manifests the mean and deviation of its scores of the SFT model's own
+answers to training prompts, so that a reward of 0 means "as good as SFT" and 1 is one deviation.
+Left out: the loss (`objectives.preference`).
+"""
+
+from collections.abc import Callable
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from llm import evaluate
+from llm.data.order import Mixture
+from llm.data.prepare import prepare_prompts, prepare_ranked
+from llm.envs.preference import final_scores
+from llm.loop import every, fit
+from llm.model.transformer import Transformer
+from llm.objectives.loss import Loss
+from llm.objectives.preference import k_wise, pair_accuracy
+from llm.optim import make_optimizer, schedule
+from llm.rollout.generate import Generation, make_generate
+from llm.run import Journal, Result, Run, averaged, initializer
+from llm.sharding import check_batch, global_batch
+from llm.train_state import shardings
+from llm.train_step import make_train_step
+
+GAPS = (0.5, 1.0, 2.0)  # of mean human ratings; pairs further apart are easier
+
+
+def run(run: Run) -> Result:
+    config = run.config
+    rows = run.corpora(prepare_ranked, 'train', seq_len=config.seq_len, answers=config.ranked_answers)
+    stream = Mixture(rows, run.weights, config.seed)
+    model = Transformer(run.model_config, config.exec, head='scalar', dropout=config.dropout)
+    objective = functools.partial(ranking_loss, model)
+    tx = make_optimizer(config.optim)
+    state = run.train_state(initializer(model), tx, run.load('init_from', model, trunk_only=True))
+    train_step = make_train_step(objective, tx, shardings=shardings(state), schedule=schedule(config.optim),
+                                 micro_batches=config.exec.micro_batches, ema_decay=config.optim.ema_decay)
+    held_out = evaluator(run)
+    normalizer = make_normalizer(run, sft_answers(run))
+
+    with Journal(run, state, head='scalar', objective='k-wise ranking', metric='k_wise',
+                 higher_is_better=False) as journal:
+        if journal.fresh:
+            journal.evaluate(0, held_out(averaged(state)))
+            journal.save(0, state, reward=normalizer(averaged(state)))
+        batches = run.batches(stream.rows, journal.step, config.batch_size)
+        step_fn = lambda state, batch: train_step(state, None, batch)
+        for step, state, metrics in fit(journal.state, step_fn, batches, start=journal.step, stop=config.stop_step):
+            last = step == config.stop_step
+            if every(config.log_every_steps, step):
+                journal.train(step, metrics, tokens=step * config.batch_size * config.ranked_answers * config.seq_len)
+            if every(config.eval_every_steps, step) or last:
+                journal.evaluate(step, held_out(averaged(state)))
+            if every(config.save_every_steps, step) or last or journal.best_step == step:
+                journal.save(step, state, reward=normalizer(averaged(state)))
+        journal.samples(samples(run, journal.chosen(state)))
+        return journal.result('stop_step')
+
+
+def ranking_loss(model: Transformer, params: Any, frozen: None, batch: dict[str, jax.Array],
+                 key: jax.Array | None) -> Loss:
+    """K-wise loss of a batch of groups; without a key nothing is dropped out."""
+    return k_wise(group_scores(model, params, batch, key), batch['score_BR'], batch['valid_BR'])
+
+
+def group_scores(model: Transformer, params: Any, batch: dict[str, jax.Array], key: jax.Array | None) -> jax.Array:
+    """score_BR of groups of answers, all scored in one pass."""
+    tokens_BRT, length_BR = batch['tokens_BRT'], batch['length_BR']
+    # An absent answer has length 0; one token of it is read, and its score counts nowhere.
+    length_B = jnp.maximum(length_BR.reshape(-1), 1)
+    score_B = final_scores(model, params, tokens_BRT.reshape(-1, tokens_BRT.shape[-1]), length_B, dropout_key=key)
+    return score_B.reshape(length_BR.shape)
+
+
+def evaluator(run: Run) -> Callable[[Any], dict[str, float]]:
+    """params -> held-out loss and accuracy, over all pairs and over those whose ratings lie further apart."""
+    config = run.config
+    model = Transformer(run.model_config, config.exec, head='scalar')
+
+    def objective(params, frozen, batch, key) -> Loss:
+        score_BR = group_scores(model, params, batch, key)
+        loss = k_wise(score_BR, batch['score_BR'], batch['valid_BR'])
+        by_gap = pair_accuracy(score_BR, batch['score_BR'], batch['valid_BR'], GAPS)
+        return loss._replace(metrics=loss.metrics | by_gap)
+    rows = run.corpora(prepare_ranked, 'validation', seq_len=config.seq_len, answers=config.ranked_answers)
+    return evaluate.make_evaluator(run, objective, rows)
+
+
+def sft_answers(run: Run) -> Generation:
+    """What the SFT policy says to training prompts: the same answers at every call."""
+    config = run.config
+    check_batch('normalize_samples', config.normalize_samples, run.mesh, run.rules)
+    prompts = Mixture(run.corpora(prepare_prompts, 'train', config.prompt_data, seq_len=config.max_prompt_tokens),
+                      {name: source.weight for name, source in config.prompt_data.sources.items()}, config.seed)
+    index_B = np.arange(config.normalize_samples, dtype=np.int32)
+    batch = global_batch(lambda rows: {**prompts.rows(rows), 'index_B': rows}, index_B, run.rows_sharding)
+    policy = Transformer(run.model_config, config.exec)
+    special = run.tokenizer.special_ids
+    generate = jax.jit(make_generate(policy, max_new_tokens=config.max_new_tokens, temperature=config.temperature,
+                                     eos_id=special['eos'], pad_id=special['pad']))
+    return generate(run.load('init_from', policy), **batch, key=jax.random.key(config.seed))
+
+
+def make_normalizer(run: Run, answers: Generation) -> Callable[[Any], dict[str, float]]:
+    """params -> mean and (population) deviation of the scores of these answers."""
+    model = Transformer(run.model_config, run.config.exec, head='scalar')
+    score = jax.jit(functools.partial(final_scores, model))
+
+    def normalizer(params: Any) -> dict[str, float]:
+        score_B = np.asarray(score(params, answers.tokens_BT, answers.length_B), np.float64)
+        return {'mean': float(score_B.mean()), 'deviation': float(score_B.std())}
+    return normalizer
+
+
+def samples(run: Run, params: Any) -> list[dict[str, Any]]:
+    """The SFT policy's answers, from the best to the worst by the scorer, in deviations from their mean."""
+    answers = sft_answers(run)
+    model = Transformer(run.model_config, run.config.exec, head='scalar')
+    score_B = np.asarray(final_scores(model, params, answers.tokens_BT, answers.length_B), np.float64)
+    score_B = (score_B - score_B.mean()) / score_B.std()
+    said = evaluate.texts(run, jax.device_get(answers))
+    return [{'score': round(float(score_B[row]), 3), 'answer': said[row]} for row in np.argsort(-score_B)]
