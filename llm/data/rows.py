@@ -24,15 +24,20 @@ class Stored:
     """
 
     def __init__(self, folder: epath.Path, tokenizer: Tokenizer):
+        self._folder, self._tokenizer = folder, tokenizer
         self.meta = json.loads((folder / 'meta.json').read_text())
         self.name, self.sha256, self.seq_len = (self.meta[key] for key in ('name', 'sha256', 'seq_len'))
         self.num_bytes, self.note = self.meta['num_bytes'], self.meta['note']
         self._pad = tokenizer.special_ids['pad']
-        self._tokens = _array(folder, 'tokens')  # of the whole stream
-        self._learn = _array(folder, 'learn')  # uint8 beside every token: 1 where it is a target
-        self._starts = _array(folder, 'starts')  # [documents + 1] into the stream
-        self._pieces = _array(folder, 'pieces')  # [pieces, 3]: document, start, end within it
-        self._row_starts = _array(folder, 'row_starts')  # [rows + 1] into the pieces
+        self._tokens = self._array('tokens')  # of the whole stream
+        self._learn = self._array('learn')  # uint8 beside every token: 1 where it is a target
+        self._starts = self._array('starts')  # [documents + 1] into the stream
+        self._pieces = self._array('pieces')  # [pieces, 3]: document, start, end within it
+        self._row_starts = self._array('row_starts')  # [rows + 1] into the pieces
+
+    def _array(self, name: str) -> np.ndarray:
+        dtype, shape = self.meta['arrays'][name]
+        return np.memmap(self._folder / f'{name}.bin', dtype, mode='r', shape=tuple(shape))
 
     def __len__(self) -> int:
         return len(self._row_starts) - 1
@@ -77,13 +82,18 @@ class PackedRows(Stored):
         return {'tokens_BT': tokens_BT, 'targets_BT': targets_BT, 'mask_BT': mask_BT,
                 'positions_BT': positions_BT, 'segments_BT': segments_BT}
 
+    def target_bytes(self, indices: np.ndarray) -> int:
+        """UTF-8 bytes of the target text of these rows, for bits per byte."""
+        rows = self.rows(indices)
+        return int((self._tokenizer.token_bytes_V[rows['targets_BT']] * (rows['mask_BT'] > 0)).sum())
+
 
 class RankedRows(Stored):
     """Groups of R answers to one prompt with people's scores, R being meta['answers']."""
 
     def __init__(self, folder: epath.Path, tokenizer: Tokenizer):
         super().__init__(folder, tokenizer)
-        self._scores = _array(folder, 'scores')  # beside every piece; higher is better
+        self._scores = self._array('scores')  # beside every piece; higher is better
 
     def rows(self, indices: np.ndarray) -> dict[str, np.ndarray]:
         """Dense groups; groups of fewer than R answers are filled up with invalid ones of length 0.
@@ -107,10 +117,6 @@ class RankedRows(Stored):
 class PromptRows(Stored):
     """Prompts for a policy to answer."""
 
-    def __init__(self, folder: epath.Path, tokenizer: Tokenizer):
-        super().__init__(folder, tokenizer)
-        self._tokenizer = tokenizer
-
     def rows(self, indices: np.ndarray) -> dict[str, np.ndarray]:
         """tokens_BT int32, right-padded; length_B int32, in tokens."""
         tokens_BT = np.full((len(indices), self.seq_len), self._pad, np.int32)
@@ -123,7 +129,3 @@ class PromptRows(Stored):
     def text(self, indices: np.ndarray) -> list[str]:
         """The prompts for a person to read, with the marks of the chat template."""
         return [self._tokenizer.show(self.document(index)) for index in indices]
-
-
-def _array(folder: epath.Path, name: str) -> np.ndarray:
-    return np.load(folder / f'{name}.npy', mmap_mode='r')

