@@ -57,7 +57,6 @@ class Checkpoints:
         self._orbax = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler())
         self._sealer = ThreadPoolExecutor(1, 'seal')
         self._pending: Future | None = None
-        self._sound: set[int] = set()
         if jax.process_index() == 0:
             self._folder.mkdir(parents=True, exist_ok=True)
             for path in self._folder.glob('*.orbax-checkpoint-tmp*'):  # of a process that was killed
@@ -74,18 +73,17 @@ class Checkpoints:
         """Saves in the background; the arrays may be donated as soon as this returns.
 
         Args:
-          step: one that this object has saved or restored already is not written again.
+          step: not a sealed one; `restore` comes before the first save.
           items: name -> tree, such as params, opt_state, ema, train.
           host: JSON; Python ints and floats come back exactly.
           manifest: without the fields that have defaults, which are filled in here.
-          best: this is the best step so far; it stays until another one is.
+          best: this is the best step so far; it stays until another one is and has successors.
 
         Returns whether the step is saved: False, and one line said, where a number is not finite.
         Raises UserError if the save before this one failed.
         """
         self.wait()
-        if step in self._sound:
-            return True
+        assert step not in self.steps(), f'step {step} is sealed, and what is sealed is not written again'
         flat = {item: flatten(tree) for item, tree in items.items()}
         leaves, broken = describe(flat)
         if broken:
@@ -95,11 +93,9 @@ class Checkpoints:
         manifest = dataclasses.replace(
             manifest, step=step, best=best, leaves=leaves, files={'host': digest(host)},
             time=datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'))
-        if jax.process_index() == 0:
-            manifest_path(self._folder, step).unlink(missing_ok=True)  # a refused step of that number, if any
         args = {item: ocp.args.PyTreeSave(leaves) for item, leaves in flat.items()}
         with _disk_errors(self._folder, step):
-            self._orbax.save(self._folder / str(step), force=True,
+            self._orbax.save(self._folder / str(step), force=True,  # over an unsealed or refused one, if any
                              args=ocp.args.Composite(host=ocp.args.JsonSave(host), **args))
         self._pending = self._sealer.submit(self._seal, manifest)
         return True
@@ -125,11 +121,11 @@ class Checkpoints:
             for newer in refused if jax.process_index() == 0 else ():
                 path = manifest_path(self._folder, newer)
                 path.replace(path.parent / f'{path.name}.refused')
-            self._sound.add(step)
             return restored
         if refused:
-            raise UserError(f'{self._folder} has no sealed step that is sound ({len(refused)} refused, see above); '
-                            f'move it away to start over')
+            newest, reason = next(iter(refused.items()))
+            raise UserError(f'{self._folder} has no sound step: {len(refused)} of {len(refused)} are refused, '
+                            f'{newest} because {reason}; move the folder away to start over')
         return None
 
     def wait(self) -> None:
@@ -154,14 +150,15 @@ class Checkpoints:
         with _disk_errors(self._folder, manifest.step):
             self._orbax.wait_until_finished()
             if jax.process_index() == 0:
-                write(manifest, manifest_path(self._folder, manifest.step))
+                write(self._folder, manifest)
                 self._retire()
-        self._sound.add(manifest.step)
 
     def _retire(self) -> None:
-        """Deletes what is older than the newest step, not among the newest `keep` and not the best."""
+        """Deletes all but the newest `keep`, and what each of these takes for the best step."""
         steps = self.steps()
-        kept = steps[-self._keep:] + [step for step in steps if self._is_best(step)][-1:]
+        best = [step for step in steps if self._is_best(step)]
+        kept = steps[-self._keep:]
+        kept += [max((step for step in best if step <= newer), default=newer) for newer in kept]
         for path in self._folder.iterdir():
             if path.name.isdecimal() and int(path.name) < steps[-1] and int(path.name) not in kept:
                 manifest_path(self._folder, int(path.name)).unlink(missing_ok=True)
@@ -169,7 +166,7 @@ class Checkpoints:
 
     def _is_best(self, step: int) -> bool:
         try:
-            return read(manifest_path(self._folder, step)).best
+            return read(self._folder, step).best
         except UserError:
             return False
 
@@ -190,7 +187,7 @@ def load_params(folder: epath.PathLike, step: int | None, abstract: Any) -> tupl
     if not steps:
         raise UserError(f'{folder} has no sealed step; give the folder of a run that has saved one')
     step = steps[-1] if step is None else step
-    manifest = read(manifest_path(folder, step))
+    manifest = read(folder, step)
     item = 'ema' if 'ema' in manifest.leaves else 'params'
     try:
         return _load(folder, step, {item: abstract}, exact=False).items[item], manifest
@@ -203,7 +200,7 @@ def load_params(folder: epath.PathLike, step: int | None, abstract: Any) -> tupl
 
 def _load(folder: epath.Path, step: int, items: dict[str, Any], *, exact: bool) -> Restored:
     """Loads and verifies. Raises UserError where the step does not fit, Damaged where it is not as saved."""
-    manifest = read(manifest_path(folder, step))
+    manifest = read(folder, step)
     if manifest.step != step:
         raise Damaged(f'its manifest says step={manifest.step}')
     flat = {item: flatten(tree) for item, tree in items.items()}
@@ -257,8 +254,8 @@ def _disk_errors(folder: epath.Path, step: int):
     try:
         yield
     except Exception as error:
-        raise UserError(f'{folder}@{step} could not be written ({first_line(error)}); make room there and start '
-                        f'again, which continues from the last sealed step') from error
+        raise UserError(f'{folder}@{step} could not be written ({first_line(error)}); make room there and '
+                        f'start again, which continues from the last sealed step') from error
 
 
 def _absolute(folder: epath.PathLike) -> epath.Path:

@@ -61,23 +61,23 @@ def sealed_steps(folder: epath.PathLike) -> list[int]:
     return sorted(int(name) for name in names if name.isdecimal())
 
 
-def write(manifest: Manifest, path: epath.PathLike) -> None:
+def write(folder: epath.PathLike, manifest: Manifest) -> None:
     """Writes atomically: a reader sees no file or the whole of it (loss of power apart: no fsync)."""
     fields = dataclasses.asdict(manifest)
-    path = epath.Path(path)
+    path = manifest_path(folder, manifest.step)
     unfinished = path.parent / f'{path.name}.unfinished'
     unfinished.write_text(json.dumps({'sha256': digest(fields), **fields}, indent=1))
     unfinished.replace(path)
 
 
-def read(path: epath.PathLike) -> Manifest:
+def read(folder: epath.PathLike, step: int) -> Manifest:
     """Raises UserError, one line, for a manifest that is absent, damaged or of another version."""
-    path = epath.Path(path)
+    path = manifest_path(folder, step)
     try:
         fields = json.loads(path.read_bytes())
         checksum = fields.pop('sha256')
     except FileNotFoundError:
-        known = ', '.join(map(str, sealed_steps(path.parent))) or 'none'
+        known = ', '.join(map(str, sealed_steps(folder))) or 'none'
         raise UserError(f'{path} is not there: no such sealed step; use one of these: {known}') from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f'{path} is damaged ({first_line(error)}); use another step') from None
@@ -91,13 +91,13 @@ def read(path: epath.PathLike) -> Manifest:
     return Manifest(**fields)
 
 
-def check_parent(manifest: Manifest, *, role_key: str, where: str, stages: tuple[str, ...], head: str,
+def check_parent(manifest: Manifest, *, key: str, where: str, stages: tuple[str, ...], head: str,
                  model: dict | None = None, tokenizer: dict | None = None) -> None:
     """Refuses a parent that does not fit its child.
 
     Args:
       manifest: the parent's.
-      role_key: the config key that names the parent, as `init_from`.
+      key: the config key that names the parent, as `init_from`.
       where: what that key says.
       stages: stages that may be parents in this role.
       head: the head the child needs.
@@ -106,7 +106,7 @@ def check_parent(manifest: Manifest, *, role_key: str, where: str, stages: tuple
 
     Raises UserError naming the key, both values and the remedy.
     """
-    start = f'{role_key}={where}:'
+    start = f'{key}={where}:'
     if manifest.stage not in stages:
         raise UserError(f'{start} stage={manifest.stage!r}, wanted {" or ".join(map(repr, stages))}; '
                         f'give a step of such a stage')
@@ -114,19 +114,19 @@ def check_parent(manifest: Manifest, *, role_key: str, where: str, stages: tuple
         raise UserError(f'{start} heads={manifest.heads}, wanted {head!r}; give a step that has this head')
     for name, found, wanted in (('tokenizer', manifest.tokenizer, tokenizer),
                                 ('model', manifest.model, model)):
-        for key in sorted(found.keys() | wanted.keys()) if wanted is not None else ():
-            if found.get(key) != wanted.get(key):
-                raise UserError(f'{start} {name}.{key}={found.get(key)!r}, wanted {wanted.get(key)!r}; '
+        for field in sorted(found.keys() | wanted.keys()) if wanted is not None else ():
+            if found.get(field) != wanted.get(field):
+                raise UserError(f'{start} {name}.{field}={found.get(field)!r}, wanted {wanted.get(field)!r}; '
                                 f'give a parent with the same {name}')
 
 
-def parse_reference(reference: str, role_key: str = 'init_from') -> tuple[str, int | None]:
-    """`PATH[@step]` -> (path, step or None)."""
+def parse_reference(reference: str, key: str = 'init_from') -> tuple[str, int | None]:
+    """`PATH[@step]` -> (path, step or None); `key` is the config key that holds it."""
     path, at, step = reference.rpartition('@')
     if not at or '/' in step:
         return reference, None
     if not path or not step.isdecimal():
-        raise UserError(f'{role_key}={reference!r}: {step!r} after @ is not a step; write PATH or PATH@100')
+        raise UserError(f'{key}={reference!r}: {step!r} after @ is not a step; write PATH or PATH@100')
     return path, int(step)
 
 
@@ -142,7 +142,7 @@ def lineage(folder: epath.PathLike, step: int) -> list[tuple[str, dict[str, Any]
     The role of a parent's parent is dotted (`reward_from.init_from`). The manifest is None where the recorded
     folder does not hold that step any longer. Raises UserError if the step itself cannot be read.
     """
-    manifest = read(manifest_path(folder, step))
+    manifest = read(folder, step)
     return [('', parent_record(folder, manifest), manifest), *_ancestors('', manifest)]
 
 
@@ -159,7 +159,7 @@ def lineage_lines(folder: epath.PathLike, step: int) -> list[str]:
 def _ancestors(prefix: str, child: Manifest):
     for role, record in child.parents.items():
         try:
-            manifest = read(manifest_path(record['path'], record['step']))
+            manifest = read(record['path'], record['step'])
         except UserError:
             manifest = None
         if manifest and parent_record(record['path'], manifest) != record:
