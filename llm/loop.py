@@ -56,7 +56,7 @@ def batches(rows: Callable[[np.ndarray], dict[str, np.ndarray]], *, start: int, 
 def prefetch(iterator: Iterator[Item], depth: int) -> Iterator[Item]:
     """The same items, up to `depth` of them made ahead by a thread.
 
-    An exception of the iterator is raised here, after the items before it. The thread ends with this generator.
+    An exception of the iterator is raised here, after the items before it. The thread ends with the generator.
     """
     ready: queue.Queue = queue.Queue(depth)
     closed = threading.Event()

@@ -30,7 +30,7 @@ def schedule(config: OptimConfig, *, frozen_steps: int = 0) -> optax.Schedule:
     stable = config.schedule_steps - warmup - decay
     if stable < 0 and not constant:
         raise UserError(f'optim.schedule_steps={config.schedule_steps} is less than '
-                        f'optim.warmup_steps={warmup} plus {decay} of decay; use more steps or a shorter warm-up')
+                        f'optim.warmup_steps={warmup} plus {decay} of decay; use more steps')
     if constant:
         after = optax.constant_schedule(rate)
     elif config.schedule == 'cosine':

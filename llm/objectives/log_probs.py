@@ -58,6 +58,6 @@ def _log_probs(x_BTD, w_VD, targets_BT, temperature) -> TokenLogProbs:
     hit_MV = jax.lax.broadcasted_iota(jnp.int32, logits_MV.shape, 1) == targets_BT.reshape(-1, 1)
     logsumexp_M = jax.nn.logsumexp(logits_MV, axis=1)
     logp_M = jnp.sum(jnp.where(hit_MV, logits_MV, 0.0), axis=1) - logsumexp_M
-    fixed_MV, fixed_M = jax.lax.stop_gradient((logits_MV, logsumexp_M))
-    entropy_M = fixed_M - jnp.sum(jnp.exp(fixed_MV - fixed_M[:, None]) * fixed_MV, axis=1)
+    fixed_MV = jax.lax.stop_gradient(logits_MV - logsumexp_M[:, None])
+    entropy_M = -jnp.sum(jnp.exp(fixed_MV) * fixed_MV, axis=1)
     return TokenLogProbs(*(value_M.reshape(targets_BT.shape) for value_M in (logp_M, logsumexp_M, entropy_M)))

@@ -31,7 +31,7 @@ class Loss(NamedTuple):
 
 
 def weighted(x: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """(sum of x * mask, sum of mask); whatever stands where the mask is 0, NaN included, has no effect."""
+    """(sum of x * mask, sum of mask); what stands where the mask is 0, NaN included, is not in the sum."""
     return jnp.sum(jnp.where(mask > 0, x * mask, 0.0)), jnp.sum(mask)
 
 

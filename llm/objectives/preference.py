@@ -27,6 +27,7 @@ def k_wise(score_BR: jax.Array, human_BR: jax.Array, valid_BR: jax.Array) -> Los
     Returns: term `k_wise` (weight: rows with a pair), metric `accuracy` over pairs (equal scores: one half).
     """
     pair_BRR = (_gap(human_BR) > 0) & _both(valid_BR)
+    score_BR = jnp.where(valid_BR, score_BR, 0.0)  # or a NaN of padding reaches the gradients
     pairs_B = jnp.sum(pair_BRR, axis=(1, 2), dtype=jnp.float32)
     loss_BRR = jnp.where(pair_BRR, -jax.nn.log_sigmoid(_gap(score_BR)), 0.0)
     mean_B = jnp.sum(loss_BRR, axis=(1, 2)) / jnp.maximum(pairs_B, 1.0)
