@@ -31,7 +31,9 @@ def main(argv: list[str]) -> int:
     except UserError as error:
         metrics.say(f'error: {error}')
         return 2
-    metrics.table(results)
+    metrics.table('Stages, each beside its parent on its own held-out number', [
+        {'stage': name, 'number': result.metric, 'parent': result.before, 'here': result.after, 'step': result.step,
+         'ended': result.why, 'seconds': result.seconds} for name, result in results.items()])
     return 0
 
 

@@ -2,28 +2,33 @@
 
 In: stage configs by name, whose `init_from` and `reward_from` are `stage:NAME` or `PATH[@step]`; a workdir.
 Out: a folder `<workdir>/<name>-<hash8>` for each stage, and a `Result` for each.
-Left out: what a stage does (stages/), what a checkpoint is (checkpoint.py, manifest.py).
+Left out: what a stage does (stages/), what it leaves in its folder (run.py), what a checkpoint is (checkpoint.py).
 
 The hash is over the keys that change the result, the content of the data, the tokenizer, and the parents'
-identities and steps (`llm.config.identity_dict`). Nothing else decides whether a stage is run again.
+identities and steps. Nothing else decides whether a stage is run again.
 """
 
+from collections.abc import Callable
 import dataclasses
+import itertools
 import json
 import os
-import time
-from collections.abc import Callable
 from typing import Any
 
 from etils import epath
+import jax
 
 from llm import config as config_lib
-from llm.config import PPOConfig, PretrainConfig, RewardConfig, StageConfig, UserError, nearest
+from llm import provenance
+from llm.config import DataConfig, StageConfig, UserError, nearest
 from llm.data import sources
-from llm.manifest import check_parent, parse_reference
+from llm.data import tokenizer as tokenizer_lib
+from llm.data.sources import BadRows
+from llm.data.tokenizer import Tokenizer
+from llm.manifest import check_parent, manifest_path, parse_reference, sealed_steps
 from llm.manifest import read as read_manifest
 from llm.owner import Owner
-from llm.run import Parent, Result, Run, provenance, read_result
+from llm.run import Parent, Result, Run
 from llm.sharding import make_mesh
 from llm.stages import ppo, pretrain, reward, sft
 
@@ -34,59 +39,62 @@ PARENTS = {
     'pretrain': {'init_from': (('pretrain',), 'token')},
     'sft': {'init_from': (('pretrain', 'sft'), 'token')},
     'reward': {'init_from': (('sft',), 'token')},
-    'ppo': {'init_from': (('sft', 'ppo'), 'token'), 'reward_from': (('reward',), 'scalar')},
+    'ppo': {'init_from': (('sft',), 'token'), 'reward_from': (('reward',), 'scalar')},
 }
 
 
 def run_pipeline(config, workdir: str, *, rerun: str | None, say: Callable[[str], None],
                  progress: Callable[[str, int, int], None]) -> dict[str, Result]:
-    """Brings every stage of a config to its end, in the order of their parents, and returns their results."""
+    """Brings every stage of a config to its end, parents first, and returns the results by stage name.
+
+    Raises UserError for whatever a user can mend; what was finished before stays finished.
+    """
     stages = parse(config)
     if rerun is not None and rerun not in stages:
         raise UserError(f'--rerun={rerun} is not a stage of this pipeline{nearest(rerun, stages)}')
-    root = epath.Path(os.path.abspath(workdir) if '://' not in workdir else workdir)
+    root = epath.Path(workdir if '://' in workdir else os.path.abspath(workdir))
     done: dict[str, tuple[epath.Path, Result]] = {}
     for name in topological(stages):
         run = resolve(name, stages[name], root, done, say=say, progress=progress)
-        result = None if name == rerun else finished(run)
-        done[name] = run.folder, result or execute(run, afresh=name == rerun)
+        if name == rerun:
+            set_aside(run)
+        done[name] = run.folder, finished(run) or execute(run)
     return {name: result for name, (_, result) in done.items()}
 
 
 def parse(config) -> dict[str, StageConfig]:
-    """Stage configs by name; a config of one stage is a pipeline of one, named after it."""
-    if 'stages' in config:
-        if len(config) > 1:
-            extra = sorted(set(config) - {'stages'})[0]
-            raise UserError(f'unknown config key {extra}; a pipeline has one key, stages, e.g. stages.sft.{extra}')
-        return {name: config_lib.stage_config(stage) for name, stage in config.stages.items()}
-    stage = config_lib.stage_config(config)
-    return {stage.stage: stage}
+    """Stage configs by name; a config of one stage is a pipeline of one, named after its stage."""
+    if 'stages' not in config:
+        stage = config_lib.stage_config(config)
+        return {stage.stage: stage}
+    for key in config:
+        if key != 'stages':
+            raise UserError(f'unknown config key {key}; in a pipeline, keys belong to a stage: stages.NAME.{key}')
+    return {name: config_lib.stage_config(stage) for name, stage in config.stages.items()}
 
 
-def references(config: StageConfig) -> dict[str, str]:
+def references(name: str, config: StageConfig) -> dict[str, str]:
     """The parents that a stage names, by config key; raises UserError where a needed one is missing."""
     named = {key: getattr(config, key) for key in PARENTS[config.stage] if getattr(config, key)}
     for key in PARENTS[config.stage]:
         if key not in named and config.stage != 'pretrain':
-            raise UserError(f'{config.stage} needs a parent: {key} is empty; set it to stage:NAME or PATH[@step]')
+            raise UserError(f'{name} needs a parent and {key} is empty; set {key} to stage:NAME or PATH[@step]')
     return named
 
 
 def topological(stages: dict[str, StageConfig]) -> list[str]:
-    """Names in an order in which every stage comes after its parents; raises UserError on a cycle."""
+    """Names in an order in which every stage comes after its parents; raises UserError on a circle."""
     order: list[str] = []
 
     def visit(name: str, trail: tuple[str, ...]) -> None:
         if name in trail:
-            raise UserError(f'stages wait for each other: {" -> ".join((*trail, name))}; break the circle')
-        for key, reference in references(stages[name]).items():
+            raise UserError(f'stages wait for each other: {" -> ".join((*trail, name))}; change one init_from')
+        for key, reference in references(name, stages[name]).items():
             parent = reference.removeprefix('stage:')
-            if parent == reference:
-                continue
-            if parent not in stages:
+            if parent != reference and parent not in stages:
                 raise UserError(f'{name}.{key}={reference} names no stage{nearest(parent, stages)}')
-            visit(parent, (*trail, name))
+            if parent != reference:
+                visit(parent, (*trail, name))
         if name not in order:
             order.append(name)
 
@@ -96,70 +104,178 @@ def topological(stages: dict[str, StageConfig]) -> list[str]:
 
 
 def resolve(name: str, config: StageConfig, root: epath.Path, done: dict[str, tuple[epath.Path, Result]], *,
-            say, progress) -> Run:
-    """Everything that a run is, before it starts: parents checked, data there, identity, folder, mesh."""
-    parents = {}
-    for key, reference in references(config).items():
-        parents[key] = _parent(config.stage, key, reference, done)
-    _same_tokenizer(parents)
+            say: Callable[[str], None], progress: Callable[[str, int, int], None]) -> Run:
+    """Everything that a run is before it starts: its mesh, parents that fit, data, and so its identity."""
     mesh = make_mesh(config.exec.mesh)
-    identity = _identity(config, parents, progress)
-    folder = root / f'{name}-{config_lib.digest(identity)[:8]}'
-    run = Run(name=name, config=config, folder=folder, identity=identity, parents=parents, mesh=mesh,
-              cache_dir=str(root / 'data'), say=say, progress=progress)
-    _compare_with_stored(run)
-    return run
+    parents = {key: find_parent(config.stage, key, reference, done)
+               for key, reference in references(name, config).items()}
+    if 'reward_from' in parents:
+        manifest = parents['reward_from'].manifest
+        check_parent(manifest, role_key='reward_from', where=config.reward_from, stages=('reward',), head='scalar',
+                     tokenizer=parents['init_from'].manifest.tokenizer)
+    identity = {'config': config_lib.identity_dict(config), 'data': content(config, progress),
+                'tokenizer': tokenizer_identity(config, parents),
+                'parents': {key: {'identity': parent.manifest.identity, 'step': parent.step}
+                            for key, parent in parents.items()}}
+    return Run(name=name, config=config, folder=root / f'{name}-{config_lib.digest(identity)[:8]}',
+               identity=identity, parents=parents, mesh=mesh, cache_dir=str(root / 'data'), say=say,
+               progress=progress)
 
 
-def finished(run: Run) -> Result | None:
-    """The stored result, if the run has ended, its parents are still what it started from, and it is long enough."""
-    result = read_result(run.folder)
-    if result is None:
-        return None
-    if result.why == 'stop_step' and result.last_step < run.config.stop_step:
-        run.say(f'{run.name}: goes on from step {result.last_step} to stop_step={run.config.stop_step}')
-        return None
-    for key, parent in run.parents.items():
-        if result.parents[key] != parent.manifest.fingerprint():
-            run.say(f'{run.name}: {key} was made again with other weights, so this stage is too')
-            _set_aside(run)
-            return None
-    if result.code != provenance()['code']:
-        run.say(f'{run.name}: finished under other source code; reused, --rerun={run.name} makes it again')
-    run.say(f'{run.name}: finished at step {result.step} ({result.why}); {run.folder}')
-    return result
-
-
-def execute(run: Run, *, afresh: bool) -> Result:
-    """Runs a stage to its end, or on from its newest sound step, and writes `result.json` last."""
-    if afresh:
-        _set_aside(run)
-    if not run.folder.exists():
-        _name_differences(run)
-    run.folder.mkdir(parents=True, exist_ok=True)
-    with Owner(run.folder):
-        write_json(run.folder / 'identity.json',
-                   {'identity': run.identity, 'config': config_lib.to_dict(run.config), 'parents': {
-                       key: f'{parent.folder}@{parent.step}' for key, parent in run.parents.items()}})
-        with jax.set_mesh(run.mesh):
-            result = STAGES[run.config.stage].run(run)
-        write_json(run.folder / 'result.json', dataclasses.asdict(result))
-    return result
-
-
-def open_run(reference: str, *, mesh=None, say, progress) -> Run:
-    """A run from its folder alone, to evaluate or sample from a step of it, or to go on (`PATH[@step]`)."""
-
-
-def _parent(stage: str, key: str, reference: str, done: dict[str, tuple[epath.Path, Result]]) -> Parent:
+def find_parent(stage: str, key: str, reference: str, done: dict[str, tuple[epath.Path, Result]]) -> Parent:
+    """The checkpoint that a reference names; raises UserError unless it can be a parent in this role."""
     if reference.startswith('stage:'):
         folder, result = done[reference.removeprefix('stage:')]
         step = result.step
     else:
-        path, step = parse_reference(reference)
-        folder = epath.Path(path)
-        step = chosen_step(folder, key) if step is None else step
-    manifest = read_manifest(folder / 'checkpoints', step)
-    allowed, head = PARENTS[stage][key]
-    check_parent(manifest, where=f'{folder}@{step}', key=key, stages=allowed, head=head)
+        path, step = parse_reference(reference, key)
+        folder = epath.Path(os.path.abspath(path) if '://' not in path else path)
+        step = chosen_step(folder, f'{key}={reference}') if step is None else step
+    manifest = read_manifest(manifest_path(folder / 'checkpoints', step))
+    stages, head = PARENTS[stage][key]
+    check_parent(manifest, role_key=key, where=reference, stages=stages, head=head)
     return Parent(folder, step, manifest)
+
+
+def chosen_step(folder: epath.Path, where: str) -> int:
+    """The step that a finished run chose, or the newest sealed one of a run that has not ended."""
+    result = read_result(folder)
+    steps = sealed_steps(folder / 'checkpoints')
+    if not steps:
+        raise UserError(f'{where} has no checkpoint; name the folder of a run, e.g. runs/x/sft-1234abcd')
+    return steps[-1] if result is None else result.step
+
+
+def content(config: StageConfig, progress: Callable[[str, int, int], None]) -> dict[str, dict[str, str]]:
+    """SHA-256 of the data, by source and split, brought here first where it has to be."""
+    named = dict(config.data.sources)
+    if config.stage == 'reward':
+        named |= {f'prompts/{name}': source for name, source in config.prompt_data.sources.items()}
+    hashes: dict[str, dict[str, str]] = {}
+    for name, source in named.items():
+        sources.materialize(source, config.data.data_dir, progress)
+        hashes[name] = {split: sources.content_sha256(source, split, config.data.data_dir)
+                        for split in ('train', 'validation')}
+    if not hashes:
+        raise UserError('data.sources is empty; name at least one source, e.g. data.sources.mine.jsonl=FILE')
+    return hashes
+
+
+def tokenizer_identity(config: StageConfig, parents: dict[str, Parent]) -> str | None:
+    """SHA-256 of the tokenizer that is given; None for one that the stage will train from its data."""
+    if parents:
+        return parents['init_from'].manifest.tokenizer['sha256']
+    return Tokenizer.from_file(config.tokenizer.path).sha256 if config.tokenizer.path else None
+
+
+def provide_tokenizer(run: Run) -> None:
+    """Puts the run's own `tokenizer.model` into its folder: the parent's, the configured one, or a new one."""
+    target, config = run.folder / 'tokenizer.model', run.config
+    given = run.parents['init_from'].folder / 'tokenizer.model' if run.parents else config.tokenizer.path
+    if target.exists():
+        pass
+    elif given:
+        Tokenizer.from_file(str(given))
+        target.write_bytes(epath.Path(given).expanduser().read_bytes())
+    else:
+        share = config.tokenizer.train_bytes // len(config.data.sources)
+        texts = (text for source in config.data.sources.values() for text in first_bytes(source, config.data, share))
+        tokenizer_lib.train(texts, config.model.vocab_size, config.tokenizer.train_bytes, str(target))
+    if run.parents and run.tokenizer.sha256 != run.identity['tokenizer']:
+        raise UserError(f'{target} has SHA-256 {run.tokenizer.sha256[:8]}, the parent was trained with '
+                        f'{run.identity["tokenizer"][:8]}; restore the parent\'s tokenizer.model')
+    if run.tokenizer.vocab_size != run.model_config.vocab_size:
+        raise UserError(f'model.vocab_size={run.model_config.vocab_size} is not the tokenizer\'s '
+                        f'{run.tokenizer.vocab_size}; make them equal')
+
+
+def first_bytes(source, data: DataConfig, limit: int):
+    """Training texts of one source, up to its share of what the tokenizer is trained on."""
+    for record in sources.records(source, 'train', data.data_dir, BadRows(data.max_bad_percent)):
+        yield record['text'][:limit]
+        limit -= len(record['text'].encode())
+        if limit <= 0:
+            return
+
+
+def finished(run: Run) -> Result | None:
+    """The stored result, where the run has ended, is long enough, and its parents are still what they were."""
+    result = read_result(run.folder)
+    if result is None:
+        return None
+    if result.why == 'stop_step' and result.last_step < run.config.stop_step:
+        run.say(f'{run.name}  goes on from step {result.last_step} to stop_step={run.config.stop_step}')
+        return None
+    for key, parent in run.parents.items():
+        if result.parents[key] != parent.manifest.fingerprint:
+            run.say(f'{run.name}  {key} was made again with other weights, so this stage is too')
+            set_aside(run)
+            return None
+    if result.code != provenance.code():
+        run.say(f'{run.name}  finished under other source code, reused; --rerun={run.name} makes it again')
+    run.say(f'{run.name}  finished at step {result.step} ({result.why})  {run.folder}')
+    return result
+
+
+def execute(run: Run) -> Result:
+    """Runs a stage to its end, from its newest sound step on, and writes `result.json` last."""
+    if not run.folder.exists():
+        name_differences(run)
+    run.folder.mkdir(parents=True, exist_ok=True)
+    with Owner(run.folder):
+        write_json(run.folder / 'identity.json', {
+            'name': run.name, 'identity': run.identity, 'config': dataclasses.asdict(run.config),
+            'parents': {key: f'{parent.folder}@{parent.step}' for key, parent in run.parents.items()}})
+        provide_tokenizer(run)
+        with jax.set_mesh(run.mesh):
+            result = STAGES[run.config.stage].run(run)
+        write_json(run.folder / 'result.json', dataclasses.asdict(result))
+    run.say(f'{run.name}  {result.metric} {result.before:.4f} -> {result.after:.4f} at step {result.step}  {run.folder}')
+    return result
+
+
+def set_aside(run: Run) -> None:
+    """Renames a run's folder, so that the stage starts anew and nothing is lost."""
+    if run.folder.exists():
+        number = next(n for n in itertools.count(1) if not _aside(run, n).exists())
+        run.folder.rename(_aside(run, number))
+        run.say(f'{run.name}  the earlier run is now {_aside(run, number)}')
+
+
+def _aside(run: Run, number: int) -> epath.Path:
+    return run.folder.parent / f'{run.folder.name}.replaced-{number}'
+
+
+def name_differences(run: Run) -> None:
+    """Says which keys set a new run apart from the most similar one beside it."""
+    mine = dict(_flat(run.identity))
+    others = {}
+    for folder in run.folder.parent.glob(f'{run.name}-*'):
+        if (folder / 'identity.json').exists():
+            theirs = dict(_flat(json.loads((folder / 'identity.json').read_text())['identity']))
+            others[folder.name] = [(key, theirs.get(key), mine.get(key)) for key in sorted(mine.keys() | theirs.keys())
+                                   if theirs.get(key) != mine.get(key)]
+    if others:
+        folder, differences = min(others.items(), key=lambda item: len(item[1]))
+        run.say(f'{run.name}  a new run; {folder} differs in ' + ', '.join(
+            f'{key.removeprefix("config.")}: {old!r} -> {new!r}' for key, old, new in differences))
+
+
+def _flat(value: Any, path: str = ''):
+    if isinstance(value, dict):
+        for key, item in value.items():
+            yield from _flat(item, f'{path}.{key}' if path else key)
+    else:
+        yield path, value
+
+
+def read_result(folder: epath.Path) -> Result | None:
+    path = folder / 'result.json'
+    return Result(**json.loads(path.read_text())) if path.exists() else None
+
+
+def write_json(path: epath.Path, value: Any) -> None:
+    """Atomically: a reader finds the whole file or none."""
+    partial = path.parent / f'{path.name}.partial'
+    partial.write_text(json.dumps(value, indent=1, ensure_ascii=False))
+    partial.replace(path)

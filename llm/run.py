@@ -82,11 +82,14 @@ class Run:
     folder: epath.Path
     identity: dict[str, Any]  # what the folder's hash is made of
     parents: dict[str, Parent]  # by config key: init_from, reward_from
-    tokenizer: Tokenizer
     mesh: Mesh
     cache_dir: str  # prepared corpora, shared by the runs of a workdir
     say: Callable[[str], None]
     progress: Callable[[str, int, int], None]
+
+    @functools.cached_property
+    def tokenizer(self) -> Tokenizer:
+        return Tokenizer.from_file(str(self.folder / 'tokenizer.model'))
 
     @property
     def rules(self) -> AxisRules:
@@ -123,8 +126,11 @@ class Run:
     def corpora(self, prepare: Callable, split: str, data: DataConfig | None = None, **how) -> dict[str, Any]:
         """Prepared rows of every source, by source name."""
         data = data or self.config.data
-        return {name: prepare(name, source, split, self.tokenizer, data=data, cache_dir=self.cache_dir,
-                              progress=self.progress, **how) for name, source in data.sources.items()}
+        rows = {name: prepare(name, split, self.tokenizer, data=data, cache_dir=self.cache_dir,
+                              progress=self.progress, **how) for name in data.sources}
+        for part in rows.values():
+            self.say(f'{self.name}  {part.note}')
+        return rows
 
     def batches(self, rows: Callable[[np.ndarray], dict[str, np.ndarray]], step: int, batch_size: int,
                 key: str = 'batch_size') -> Iterator[dict[str, jax.Array]]:
@@ -137,6 +143,12 @@ def initializer(model: Transformer) -> Callable[[jax.Array], Any]:
     """key -> freshly drawn parameters, boxed with their logical axes."""
     tokens_BT = np.zeros((1, 2), np.int32)
     return lambda key: model.init(key, tokens_BT, tokens_BT, MaskSpec())['params']
+
+
+def describe_tokenizer(tokenizer: Tokenizer) -> dict[str, Any]:
+    """What a manifest says of a tokenizer, and a child compares."""
+    return {'sha256': tokenizer.sha256, 'vocab_size': tokenizer.vocab_size, 'special_ids': tokenizer.special_ids,
+            'chat_template': tokenizer.chat_template}
 
 
 def averaged(state: TrainState) -> Any:
@@ -232,7 +244,7 @@ class Journal(contextlib.AbstractContextManager):
         run, config = self._run, self._run.config
         return Manifest(
             stage=config.stage, identity=config_lib.digest(run.identity),
-            model=dataclasses.asdict(run.model_config), tokenizer=run.tokenizer.describe(), heads=[self._head],
+            model=dataclasses.asdict(run.model_config), tokenizer=describe_tokenizer(run.tokenizer), heads=[self._head],
             reward=reward, objective=self._objective, data=run.identity['data'], seed=config.seed,
             mesh=dict(run.mesh.shape), packages=provenance.packages(), git_commit=provenance.git_commit(),
             parents={key: parent_record(parent.folder / 'checkpoints', parent.manifest)
