@@ -15,7 +15,7 @@ import tempfile
 
 import numpy as np
 
-from llm.config import DataConfig, UserError, digest
+from llm.config import DataConfig, SourceConfig, UserError, digest
 from llm.data import sources
 from llm.data.rows import PackedRows, PromptRows, RankedRows
 from llm.data.tokenizer import Tokenizer
@@ -33,7 +33,8 @@ class _Job:
     """What is prepared, out of what."""
 
     kind: str  # 'text' | 'chat' | 'ranked' | 'prompt'
-    source: str  # a name in data.sources
+    name: str  # of the source
+    source: SourceConfig
     split: str
     tokenizer: Tokenizer
     seq_len: int
@@ -41,50 +42,49 @@ class _Job:
     answers: int = 0
 
     def key(self) -> str:
-        source = self.data.sources[self.source]
-        content = sources.content_sha256(source, self.split, self.data.data_dir)
+        content = sources.content_sha256(self.source, self.split, self.data.data_dir)
         return digest([_FORMAT, self.kind, self.split, self.tokenizer.sha256, self.seq_len, self.answers, content,
                        self.data.max_bad_percent])
 
 
-def prepare_text(source: str, split: str, tokenizer: Tokenizer, seq_len: int, *, data: DataConfig, cache_dir: str,
-                 progress: sources.Progress) -> PackedRows:
+def prepare_text(name: str, source: SourceConfig, split: str, tokenizer: Tokenizer, *, seq_len: int, data: DataConfig,
+                 cache_dir: str, progress: sources.Progress) -> PackedRows:
     """Rows of text: windows of `seq_len` tokens of the stream of documents; the last row may end in padding."""
     def encode(record):
         return [tokenizer.encode_document(record['text'])]
-    job = _Job('text', source, split, tokenizer, seq_len, data)
+    job = _Job('text', name, source, split, tokenizer, seq_len, data)
     return PackedRows(_prepared(job, encode, _windows, cache_dir, progress), tokenizer)
 
 
-def prepare_chats(source: str, split: str, tokenizer: Tokenizer, seq_len: int, *, data: DataConfig, cache_dir: str,
-                  progress: sources.Progress) -> PackedRows:
+def prepare_chats(name: str, source: SourceConfig, split: str, tokenizer: Tokenizer, *, seq_len: int, data: DataConfig,
+                  cache_dir: str, progress: sources.Progress) -> PackedRows:
     """Rows of whole chats, packed first-fit; only answers are learned. Chats longer than a row are dropped."""
     def encode(record):
         if not any(message['role'] == 'assistant' for message in record['messages']):
             raise _Unfit('no message of the assistant to learn from')
         return [tokenizer.encode_chat(record['messages'])]
-    job = _Job('chat', source, split, tokenizer, seq_len, data)
+    job = _Job('chat', name, source, split, tokenizer, seq_len, data)
     return PackedRows(_prepared(job, encode, _first_fit, cache_dir, progress), tokenizer)
 
 
-def prepare_ranked(source: str, split: str, tokenizer: Tokenizer, seq_len: int, *, data: DataConfig, cache_dir: str,
-                   progress: sources.Progress, answers: int) -> RankedRows:
+def prepare_ranked(name: str, source: SourceConfig, split: str, tokenizer: Tokenizer, *, seq_len: int, data: DataConfig,
+                   cache_dir: str, progress: sources.Progress, answers: int) -> RankedRows:
     """Groups of at most `answers` answers (the first ones) to one prompt; a group with too long ones is dropped."""
     def encode(record):
         prompt = tokenizer.encode_prompt(record['messages'])
         chosen = [prompt + tokenizer.encode_answer(answer) for answer in record['answers'][:answers]]
         return [(ids, [0] * len(prompt) + [1] * (len(ids) - len(prompt))) for ids in chosen]
-    job = _Job('ranked', source, split, tokenizer, seq_len, data, answers)
+    job = _Job('ranked', name, source, split, tokenizer, seq_len, data, answers)
     return RankedRows(_prepared(job, encode, _groups, cache_dir, progress), tokenizer)
 
 
-def prepare_prompts(source: str, split: str, tokenizer: Tokenizer, seq_len: int, *, data: DataConfig, cache_dir: str,
-                    progress: sources.Progress) -> PromptRows:
+def prepare_prompts(name: str, source: SourceConfig, split: str, tokenizer: Tokenizer, *, seq_len: int, data: DataConfig,
+                    cache_dir: str, progress: sources.Progress) -> PromptRows:
     """Prompts of at most `seq_len` tokens; longer ones are dropped."""
     def encode(record):
         ids = tokenizer.encode_prompt(record['messages'])
         return [(ids, [0] * len(ids))]
-    job = _Job('prompt', source, split, tokenizer, seq_len, data)
+    job = _Job('prompt', name, source, split, tokenizer, seq_len, data)
     return PromptRows(_prepared(job, encode, _groups, cache_dir, progress), tokenizer)
 
 
@@ -95,9 +95,9 @@ class _Unfit(ValueError):
 def _prepared(job: _Job, encode: Callable[[dict], Sequences], index: Callable[..., Index], cache_dir: str,
               progress: sources.Progress) -> pathlib.Path:
     """The job's folder, made if it is not there."""
-    sources.materialize(job.data.sources[job.source], job.data.data_dir, progress)
+    sources.materialize(job.source, job.data.data_dir, progress)
     key = job.key()
-    folder = pathlib.Path(cache_dir).expanduser() / f'{job.source}-{job.split}-{key[:8]}'
+    folder = pathlib.Path(cache_dir).expanduser() / f'{job.name}-{job.split}-{key[:8]}'
     if folder.exists():
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -145,7 +145,7 @@ def _write(job: _Job, encode: Callable[[dict], Sequences], index: Callable[..., 
         if array.size:
             array.tofile(folder / f'{name}.bin')
             described[name] = (array.dtype.name, list(array.shape))
-    meta = {'name': job.source, 'split': job.split, 'kind': job.kind, 'key': job.key(), 'seq_len': job.seq_len,
+    meta = {'name': job.name, 'split': job.split, 'kind': job.kind, 'key': job.key(), 'seq_len': job.seq_len,
             'answers': job.answers, **counts, 'rows': len(row_starts) - 1, 'tokens': int(starts[-1]),
             'bad_rows': len(bad.named), 'arrays': described, 'sha256': _sha256(folder, described)}
     meta['note'] = _note(job, meta, bad)
@@ -155,10 +155,9 @@ def _write(job: _Job, encode: Callable[[dict], Sequences], index: Callable[..., 
 
 def _encoded(job: _Job, encode: Callable[[dict], Sequences], bad: sources.BadRows,
              progress: sources.Progress) -> Iterator[tuple[dict, Sequences]]:
-    source = job.data.sources[job.source]
-    total = sources.size(source, job.split, job.data.data_dir)
-    what = f'prepare {job.source}/{job.split}'
-    for record in sources.records(source, job.split, job.data.data_dir, bad):
+    total = sources.size(job.source, job.split, job.data.data_dir)
+    what = f'prepare {job.name}/{job.split}'
+    for record in sources.records(job.source, job.split, job.data.data_dir, bad):
         if bad.seen % _REPORT_EVERY == 0:
             progress(what, bad.seen, total)
         _check_schema(job, record)
@@ -172,19 +171,19 @@ def _encoded(job: _Job, encode: Callable[[dict], Sequences], bad: sources.BadRow
 def _check_schema(job: _Job, record: dict) -> None:
     wanted = {'text': {'text'}, 'ranked': {'messages', 'answers', 'scores'}}.get(job.kind, {'messages'})
     if set(record) != wanted:
-        raise UserError(f'data.sources.{job.source} has records of {", ".join(sorted(record))}, but this stage reads '
+        raise UserError(f'data.sources.{job.name} has records of {", ".join(sorted(record))}, but this stage reads '
                         f'{", ".join(sorted(wanted))}; use another source, or rename fields with its key fields')
 
 
 def _nothing(job: _Job, dropped: int) -> str:
-    where = f'data.sources.{job.source} has nothing for {job.split}'
+    where = f'data.sources.{job.name} has nothing for {job.split}'
     if dropped:
         return f'{where}: all {dropped} records are longer than {job.seq_len} tokens; allow longer rows'
     return f'{where}; raise its holdout_percent, or name validation_files'
 
 
 def _note(job: _Job, meta: dict, bad: sources.BadRows) -> str:
-    note = f'{job.source}/{job.split}: {meta["records"]} records, {meta["tokens"]} tokens, {meta["rows"]} rows'
+    note = f'{job.name}/{job.split}: {meta["records"]} records, {meta["tokens"]} tokens, {meta["rows"]} rows'
     if meta['dropped']:
         note += f'; {meta["dropped"]} longer than {job.seq_len} tokens dropped'
     if bad.named:

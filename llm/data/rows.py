@@ -82,11 +82,6 @@ class PackedRows(Stored):
         return {'tokens_BT': tokens_BT, 'targets_BT': targets_BT, 'mask_BT': mask_BT,
                 'positions_BT': positions_BT, 'segments_BT': segments_BT}
 
-    def target_bytes(self, indices: np.ndarray) -> int:
-        """UTF-8 bytes of the target text of these rows, for bits per byte."""
-        rows = self.rows(indices)
-        return int((self._tokenizer.token_bytes_V[rows['targets_BT']] * (rows['mask_BT'] > 0)).sum())
-
 
 class RankedRows(Stored):
     """Groups of R answers to one prompt with people's scores, R being meta['answers']."""

@@ -1,12 +1,6 @@
 """Where documents come from: TFDS sets stored as array_record, JSON lines, plain text.
 
-In: a `SourceConfig`. Out: records, dicts of one of four schemas:
-  text    {'text'}
-  chat    {'messages'}: a list of {'role', 'content'}
-  ranked  {'messages', 'answers', 'scores'}: a higher score is better
-  prompt  {'messages'}: what the policy answers; a last message of the assistant is the beginning it is given
-A row may write 'prompt' for the one user message, and 'ranks' (1 is best) or 'chosen' and 'rejected' for scores.
-Left out: tokens (`prepare.py`), the order of rows (`order.py`).
+In: a `SourceConfig`. Out: records (`records.py`). Left out: tokens (`prepare.py`), the order of rows (`order.py`).
 """
 
 from collections.abc import Callable, Iterator
@@ -15,22 +9,19 @@ import functools
 import hashlib
 import io
 import json
-import math
 import os
 from typing import Any
 
 from etils import epath
-import numpy as np
 import tensorflow_datasets as tfds
 
 from llm.config import SourceConfig, UserError, digest, nearest
 from llm.data.datasets import BUILDERS
+from llm.data.records import FIELDS, BadRow, plain, record
 from llm.data.splits import fraction
-from llm.data.tokenizer import ROLES
 
 Progress = Callable[[str, int, int], None]  # what, done, total (0: not known)
 
-_FIELDS = ('text', 'messages', 'prompt', 'answers', 'scores', 'ranks', 'chosen', 'rejected')
 _READ_AT_ONCE = 256  # records of a TFDS set
 
 
@@ -61,10 +52,6 @@ class BadRows:
                             f'{self.max_percent}: {first}{"; ..." if len(self.named) > 3 else ""}')
 
 
-class _Bad(ValueError):
-    """What is wrong with a row."""
-
-
 def materialize(source: SourceConfig, data_dir: str, progress: Progress) -> None:
     """Downloads and builds one of our own TFDS sets, if it is not there; does nothing for other sources."""
     name = (source.tfds or '').split('/')[0].split(':')[0]
@@ -88,22 +75,22 @@ def materialize(source: SourceConfig, data_dir: str, progress: Progress) -> None
 def records(source: SourceConfig, split: str, data_dir: str, bad: BadRows) -> Iterator[dict[str, Any]]:
     """The records of a split ('train', 'validation' or 'test'); malformed rows go to `bad`."""
     for name in source.fields:
-        if name not in _FIELDS:
-            raise UserError(f'data source fields.{name} is not a field of ours{nearest(name, _FIELDS)}')
+        if name not in FIELDS:
+            raise UserError(f'data source fields.{name} is not a field of ours{nearest(name, FIELDS)}')
     held_out = _holds_out(source) and not _is_one_text(source)
     for where, read in _rows(source, split, data_dir):
         bad.start(where)
         try:
-            record = _record(_renamed(read(), source.fields))
-        except _Bad as error:
+            row = record(read(), source.fields)
+        except BadRow as error:
             bad.add(str(error))
         except UnicodeError:
             bad.add('invalid UTF-8')
         except (ValueError, RecursionError):
             bad.add('not JSON')
         else:
-            if not held_out or _in_holdout(record, source) == (split == 'validation'):
-                yield record
+            if not held_out or _in_holdout(row, source) == (split == 'validation'):
+                yield row
 
 
 def size(source: SourceConfig, split: str, data_dir: str) -> int:
@@ -153,7 +140,7 @@ def _file_sha256(file: epath.Path) -> str:
 def _rows(source: SourceConfig, split: str, data_dir: str) -> Iterator[tuple[str, Callable[[], Any]]]:
     if source.tfds:
         for number, row in enumerate(_each(_data_source(source, split, data_dir))):
-            yield f'{source.tfds}/{split} row {number}', functools.partial(_plain, row)
+            yield f'{source.tfds}/{split} row {number}', functools.partial(plain, row)
     elif source.jsonl:
         for file in _files(source, split):
             with file.open('rb') as lines:
@@ -192,8 +179,8 @@ def _is_one_text(source: SourceConfig) -> bool:
     return bool(source.text) and _holds_out(source) and len(_files(source, 'train')) == 1
 
 
-def _in_holdout(record: dict[str, Any], source: SourceConfig) -> bool:
-    return fraction(json.dumps(record, sort_keys=True)) < source.holdout_percent / 100
+def _in_holdout(row: dict[str, Any], source: SourceConfig) -> bool:
+    return fraction(json.dumps(row, sort_keys=True)) < source.holdout_percent / 100
 
 
 def _files(source: SourceConfig, split: str) -> list[epath.Path]:
@@ -259,75 +246,3 @@ def _data_source(source: SourceConfig, split: str, data_dir: str):
 def _each(data_source) -> Iterator[dict[str, Any]]:
     for start in range(0, len(data_source), _READ_AT_ONCE):
         yield from data_source.__getitems__(range(start, min(start + _READ_AT_ONCE, len(data_source))))
-
-
-def _plain(value: Any) -> Any:
-    """TFDS's bytes, numpy values and dicts of lists as JSON's types."""
-    if isinstance(value, bytes):
-        return value.decode('utf-8')
-    if isinstance(value, (np.ndarray, np.generic)):
-        return _plain(value.tolist())
-    if isinstance(value, list):
-        return [_plain(item) for item in value]
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    return value
-
-
-# Records.
-
-def _renamed(row: Any, fields: dict[str, str]) -> dict[str, Any]:
-    if not isinstance(row, dict):
-        raise _Bad('not an object with fields')
-    return {**row, **{ours: row[theirs] for ours, theirs in fields.items() if theirs in row}}
-
-
-def _record(row: dict[str, Any]) -> dict[str, Any]:
-    """A row checked and brought to its schema."""
-    if 'answers' in row or 'chosen' in row:
-        return {'messages': _prompt(row), **_ranking(row)}
-    if 'messages' in row or 'prompt' in row:
-        return {'messages': _prompt(row)}
-    if 'text' in row:
-        return {'text': _string(row, 'text')}
-    raise _Bad(f'has none of the fields text, messages, prompt, answers (it has {", ".join(map(str, row)) or "none"})')
-
-
-def _string(row: dict[str, Any], key: str) -> str:
-    if key not in row:
-        raise _Bad(f'field {key} is missing')
-    if not isinstance(row[key], str):
-        raise _Bad(f'field {key} is {type(row[key]).__name__}, not a string')
-    if not row[key]:
-        raise _Bad(f'field {key} is empty')
-    row[key].encode()  # raises UnicodeError for halves of surrogate pairs, which JSON can write
-    return row[key]
-
-
-def _prompt(row: dict[str, Any]) -> list[dict[str, str]]:
-    if 'messages' not in row:
-        return [{'role': 'user', 'content': _string(row, 'prompt')}]
-    messages = row['messages']
-    if isinstance(messages, dict):  # TFDS gives a sequence of dicts as a dict of lists
-        messages = [dict(zip(messages, values)) for values in zip(*messages.values())]
-    if not isinstance(messages, list) or not messages or not all(isinstance(m, dict) for m in messages):
-        raise _Bad('field messages is not a list of objects')
-    for message in messages:
-        if _string(message, 'role') not in ROLES:
-            raise _Bad(f'role {message["role"]!r} is not one of {", ".join(ROLES)}')
-    return [{'role': message['role'], 'content': _string(message, 'content')} for message in messages]
-
-
-def _ranking(row: dict[str, Any]) -> dict[str, Any]:
-    if 'answers' not in row:
-        return {'answers': [_string(row, 'chosen'), _string(row, 'rejected')], 'scores': [1.0, 0.0]}
-    answers, key = row['answers'], 'scores' if 'scores' in row else 'ranks'
-    numbers = row.get(key)
-    if not isinstance(answers, list) or not isinstance(numbers, list) or len(answers) != len(numbers):
-        raise _Bad('answers and scores (or ranks) are not two lists of one length')
-    if len(answers) < 2:
-        raise _Bad('fewer than two answers')
-    if not all(isinstance(n, (int, float)) and not isinstance(n, bool) and math.isfinite(n) for n in numbers):
-        raise _Bad(f'{key} are not all finite numbers')
-    return {'answers': [_string({'answers': answer}, 'answers') for answer in answers],
-            'scores': [float(number if key == 'scores' else -number) for number in numbers]}

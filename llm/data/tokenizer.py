@@ -12,6 +12,7 @@ import hashlib
 import io
 import itertools
 import os
+from typing import Any
 
 from etils import epath
 import numpy as np
@@ -99,6 +100,11 @@ class Tokenizer:
         if not file.is_file():
             raise UserError(f'tokenizer.path={path} does not exist; name a SentencePiece .model file')
         return cls(file.read_bytes(), path)
+
+    def describe(self) -> dict[str, Any]:
+        """What a manifest says of the tokenizer."""
+        return {'sha256': self.sha256, 'vocab_size': self.vocab_size, 'special_ids': self.special_ids,
+                'chat_template': self.chat_template}
 
     def _num_bytes(self, index: int) -> int:
         if self._model.is_control(index) or self._model.is_unknown(index):

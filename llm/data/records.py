@@ -1,0 +1,93 @@
+"""What a record may look like: four schemas of plain dicts, and the checks that bring a row to one of them.
+
+  text    {'text'}
+  chat    {'messages'}: a list of {'role', 'content'}
+  ranked  {'messages', 'answers', 'scores'}: a higher score is better
+  prompt  {'messages'}: what the policy answers; a last message of the assistant is the beginning it is given
+
+In: a row as JSON's types. Out: a record. A row may write 'prompt' for the one user message, and 'ranks'
+(1 is best) or 'chosen' and 'rejected' for scores. Left out: where rows come from (`sources.py`).
+"""
+
+import math
+from typing import Any
+
+import numpy as np
+
+from llm.data.tokenizer import ROLES
+
+FIELDS = ('text', 'messages', 'prompt', 'answers', 'scores', 'ranks', 'chosen', 'rejected')
+
+
+class BadRow(ValueError):
+    """What is wrong with a row."""
+
+
+def record(row: Any, fields: dict[str, str]) -> dict[str, Any]:
+    """A row checked and brought to its schema; `fields` maps our names to the row's own.
+
+    Raises BadRow, and UnicodeError for a string that is not Unicode text.
+    """
+    if not isinstance(row, dict):
+        raise BadRow('not an object with fields')
+    row = {**row, **{ours: row[theirs] for ours, theirs in fields.items() if theirs in row}}
+    if 'answers' in row or 'chosen' in row:
+        return {'messages': _prompt(row), **_ranking(row)}
+    if 'messages' in row or 'prompt' in row:
+        return {'messages': _prompt(row)}
+    if 'text' in row:
+        return {'text': _string(row, 'text')}
+    raise BadRow(f'no field text, messages, prompt, answers or chosen; it has {", ".join(map(str, row)) or "none"}')
+
+
+def _string(row: dict[str, Any], key: str) -> str:
+    if key not in row:
+        raise BadRow(f'field {key} is missing')
+    if not isinstance(row[key], str):
+        raise BadRow(f'field {key} is {type(row[key]).__name__}, not a string')
+    if not row[key]:
+        raise BadRow(f'field {key} is empty')
+    row[key].encode()  # raises UnicodeError for halves of surrogate pairs, which JSON can write
+    return row[key]
+
+
+def _prompt(row: dict[str, Any]) -> list[dict[str, str]]:
+    if 'messages' not in row:
+        return [{'role': 'user', 'content': _string(row, 'prompt')}]
+    messages = row['messages']
+    if isinstance(messages, dict):  # TFDS gives a sequence of dicts as a dict of lists
+        messages = [dict(zip(messages, values)) for values in zip(*messages.values())]
+    if not isinstance(messages, list) or not messages or not all(isinstance(m, dict) for m in messages):
+        raise BadRow('field messages is not a list of objects')
+    for message in messages:
+        if _string(message, 'role') not in ROLES:
+            raise BadRow(f'role {message["role"]!r} is not one of {", ".join(ROLES)}')
+    return [{'role': message['role'], 'content': _string(message, 'content')} for message in messages]
+
+
+def _ranking(row: dict[str, Any]) -> dict[str, Any]:
+    if 'answers' not in row:
+        return {'answers': [_string(row, 'chosen'), _string(row, 'rejected')], 'scores': [1.0, 0.0]}
+    answers, key = row['answers'], 'scores' if 'scores' in row else 'ranks'
+    numbers = row.get(key)
+    if not isinstance(answers, list) or not isinstance(numbers, list) or len(answers) != len(numbers):
+        raise BadRow('answers and scores (or ranks) are not two lists of one length')
+    if len(answers) < 2:
+        raise BadRow('fewer than two answers')
+    if not all(isinstance(n, (int, float)) and not isinstance(n, bool) and math.isfinite(n) for n in numbers):
+        raise BadRow(f'{key} are not all finite numbers')
+    return {'answers': [_string({'answers': answer}, 'answers') for answer in answers],
+            'scores': [float(number if key == 'scores' else -number) for number in numbers]}
+
+
+def plain(value: Any) -> Any:
+    """TFDS's bytes, numpy values and dicts of lists as JSON's types."""
+    if isinstance(value, bytes):
+        return value.decode('utf-8')
+    if isinstance(value, (np.ndarray, np.generic)):
+        return plain(value.tolist())
+    if isinstance(value, list):
+        return [plain(item) for item in value]
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    return value
