@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from llm.model.transformer import Transformer
-from llm.objectives.loss import means
+from llm.objectives.loss import Loss
 from llm.rollout.generate import make_generate
 from llm.run import Run
 from llm.sharding import global_batch
@@ -40,12 +40,22 @@ def make_evaluator(run: Run, objective: Objective, corpora: dict[str, Any]) -> C
     def evaluate(params: Any) -> dict[str, float]:
         losses = {name: [jax.device_get(step(params, None, batch)) for batch in held_out_batches(run, rows, run.config.batch_size)]
                   for name, rows in corpora.items()}
-        values = means(loss for source in losses.values() for loss in source)
+        values = means([loss for source in losses.values() for loss in source])
         if len(losses) > 1:
             for name, source in losses.items():
                 values |= {f'{key}/{name}': value for key, value in means(source).items()}
         return values
     return evaluate
+
+
+def means(losses: list[Loss]) -> dict[str, float]:
+    """Every term and metric over all these batches; NaN where nothing had weight. Added in double precision."""
+    sums: dict[str, list[tuple[float, float]]] = {}
+    for loss in losses:
+        for name, pair in ({name: term[:2] for name, term in loss.terms.items()} | loss.metrics).items():
+            sums.setdefault(name, []).append((float(pair[0]), float(pair[1])))
+    totals = {name: [sum(column) for column in zip(*pairs)] for name, pairs in sums.items()}
+    return {name: total / weight if weight else math.nan for name, (total, weight) in totals.items()}
 
 
 def answers(run: Run, model: Transformer, params: Any, prompts: list[list[int]]) -> list[str]:

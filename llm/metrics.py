@@ -64,7 +64,7 @@ class Bars:
         atexit.register(self._stop)  # gives the cursor back after an error
 
     def __call__(self, what: str, done: int, total: int, text: str = '') -> None:
-        """`done` of `total` units of the work called `what`; reaching the total ends it. Cheap in tight loops."""
+        """`done` of `total` units of the work called `what`; the total ends it. Cheap in tight loops."""
         now = time.monotonic()
         work = self._works.setdefault(what, _Work(first=done, began=now))
         wait = _TERMINAL_SECONDS if console.is_terminal else _PLAIN_SECONDS
@@ -108,19 +108,19 @@ class Metrics:
       folder: the run's own folder, local.
       total_steps: where the bar ends.
       name: of the run, on the screen.
-      resume_step: the step just restored; later rows are dropped. 0: all rows are dropped.
+      resume_step: the step just restored; later rows are dropped. None: all rows are dropped.
       flops_per_token: of the model, forward and backward; 0: unknown, no FLOP/s in the rows.
       peak_flops: of all devices together (see `PEAK_FLOPS`); 0: unknown, no MFU in the rows.
 
     Log before saving: a row of step s written after the save of s is lost if the process dies in between.
     """
 
-    def __init__(self, folder: str | os.PathLike, *, total_steps: int, name: str, resume_step: int,
+    def __init__(self, folder: str | os.PathLike, *, total_steps: int, name: str, resume_step: int | None,
                  flops_per_token: float = 0.0, peak_flops: float = 0.0):
         self._folder = pathlib.Path(folder)
         self._total_steps = total_steps
         self._name = name
-        self._resume_step = resume_step
+        self._resume_step = -1 if resume_step is None else resume_step
         self._flops_per_token = flops_per_token
         self._peak_flops = peak_flops
 
@@ -136,7 +136,7 @@ class Metrics:
         self._began = time.monotonic()
         self._aside_seconds = 0.0
         self._last: tuple[int, float, float] | None = None  # of the row before: tokens, clock, seconds aside
-        progress(self._name, self._resume_step, self._total_steps)
+        progress(self._name, max(self._resume_step, 0), self._total_steps)
         return self
 
     def __exit__(self, *error) -> None:
