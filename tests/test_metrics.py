@@ -1,8 +1,8 @@
 """Rows that outlive a kill, clocks that are kept apart from numbers, screens that show what they are told."""
 
-import io
 import json
 import math
+import os
 import re
 import subprocess
 import sys
@@ -10,11 +10,13 @@ import sys
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from llm import metrics
-from llm.metrics import Bars, Metrics
+from llm.metrics import Metrics
+
+TERMINAL = {'TTY_COMPATIBLE': '1', 'TERM': 'xterm'}  # makes rich take any stream for a terminal
+HIDDEN, VISIBLE = '\x1b[?25l', '\x1b[?25h'  # what a terminal is told about its cursor
 
 
 class Clock:
@@ -35,15 +37,6 @@ def clock(monkeypatch):
     clock = Clock()
     monkeypatch.setattr(metrics, 'time', clock)
     return clock
-
-
-def screen(monkeypatch, *, terminal: bool) -> io.StringIO:
-    """Redirects everything that llm.metrics shows, as if to a terminal or to a file."""
-    text = io.StringIO()
-    options = {'file': text, 'force_terminal': terminal, 'markup': False, 'emoji': False, 'highlight': False}
-    monkeypatch.setattr(metrics, 'console', Console(**options, soft_wrap=True))
-    monkeypatch.setattr(metrics, 'progress', Bars())
-    return text
 
 
 def opened(folder, **keywords):
@@ -132,41 +125,51 @@ def test_unknown_peak_gives_no_mfu(tmp_path, clock):
     assert 'mfu' not in rows(tmp_path)[1]['time']
 
 
-def test_plain_output_has_a_line_now_one_in_ten_seconds_and_one_at_the_end(clock, monkeypatch):
-    text = screen(monkeypatch, terminal=False)
+def test_plain_output_has_a_line_now_one_in_ten_seconds_and_one_at_the_end(clock, capsys):
     for done in range(1001):
         metrics.progress('pack', done, 1000)
         clock.now += 0.1
-    lines = text.getvalue().splitlines()
+    lines = capsys.readouterr().out.splitlines()
     assert len(lines) == pytest.approx(11, abs=1)
     assert re.fullmatch(r'pack  [45]\d\d/1,000  0:00:5\d left', lines[5])
     assert lines[-1] == 'pack  1,000/1,000  in 0:01:40'
 
 
-def test_terminal_shows_loss_and_speed_and_gets_its_cursor_back_after_an_error(tmp_path, clock, monkeypatch):
-    text = screen(monkeypatch, terminal=True)
-    with pytest.raises(ZeroDivisionError):
-        with opened(tmp_path) as log:
-            for step in (1, 2):
-                clock.now += 1
-                log.train(step, {'loss': 2.5}, step * 64)
-            1 / 0
-    assert '2/10  loss 2.5000  64 tokens/s  0:00:08 left' in text.getvalue()
-    assert text.getvalue().rindex('\x1b[?25l') < text.getvalue().rindex('\x1b[?25h')
+def on_terminal(code: str) -> str:
+    """What a process that runs this code shows on a terminal."""
+    return subprocess.run([sys.executable, '-c', code], env=os.environ | TERMINAL, stdout=subprocess.PIPE,
+                          text=True, check=True).stdout
 
 
-def test_lines_of_others_are_printed_as_they_are(monkeypatch):
-    text = screen(monkeypatch, terminal=False)
+def test_bar_shows_loss_and_goes_with_its_run(tmp_path):
+    shown = on_terminal(f"""
+import time
+from llm.metrics import Metrics
+with Metrics({str(tmp_path)!r}, total_steps=10, name='sft', resume_step=0) as log:
+    time.sleep(0.2)
+    log.train(2, {{'loss': 2.5}}, 64)
+print('after')
+""")
+    assert re.search(r'sft.*2/10  loss 2\.5000  0:00:01 left', shown)
+    assert shown.rindex(HIDDEN) < shown.rindex(VISIBLE) < shown.rindex('after')
+
+
+def test_cursor_comes_back_when_the_process_leaves_its_work():
+    shown = on_terminal('from llm.metrics import progress; progress("pack", 1, 3)')
+    assert 'pack' in shown
+    assert shown.rindex(HIDDEN) < shown.rindex(VISIBLE)
+
+
+def test_lines_of_others_are_printed_as_they_are(capsys):
     line = '[bold]x[/bold] :smile: [/] ' + 'long ' * 50
     metrics.say(line)
-    assert text.getvalue() == line + '\n'
+    assert capsys.readouterr().out == line + '\n'
 
 
-def test_table_has_every_value_in_full(monkeypatch):
-    text = screen(monkeypatch, terminal=False)
+def test_table_has_every_value_in_full(capsys):
     metrics.table([{'stage': 'pretrain', 'bits per byte': 1.98765, 'step': 1600},
                    {'stage': 'reward', 'accuracy': 0.8125, 'why': 'stop_step ' + 'x' * 40}])
-    shown = text.getvalue()
+    shown = capsys.readouterr().out
     for value in ('pretrain', 'bits per byte', '1.988', '1600', 'accuracy', '0.8125', 'x' * 40):
         assert value in shown
     assert '…' not in shown

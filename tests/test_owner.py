@@ -105,7 +105,15 @@ def test_owner_that_was_replaced_says_so_and_leaves_the_file_alone(tmp_path):
     assert json.loads((tmp_path / 'owner.json').read_text())['token'] == 'theirs'
 
 
-def test_of_many_that_find_a_dead_owner_one_takes_over(tmp_path):
+def test_of_many_that_find_a_dead_owner_one_takes_over(tmp_path, monkeypatch):
+    read = owner_lib._read
+
+    def read_slowly(path):
+        owner = read(path)
+        time.sleep(0.02)
+        return owner
+
+    monkeypatch.setattr(owner_lib, '_read', read_slowly)
     write_owner(tmp_path, age_seconds=owner_lib.STALE_SECONDS + 10)
     start, refused, owners = threading.Barrier(8), [], []
 

@@ -18,7 +18,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 # Each pattern is written so that it does not find itself.
 FOREIGN = {
     'a path of one machine': re.compile(r'(?<![\w.}])/(work|tmp|root|home|Users|opt|mnt)/(?=[\w.])'),
-    'the host of a registry': re.compile(r'py[p]i\.org|python[h]osted|registry\.npm|index[-]url|find[-]links'),
+    'the host of a registry': re.compile(r'py[p]i\.org|python[h]osted|registry\.npm|index[-]url'),
 }
 LOADERS = {'pickle', 'cloudpickle', 'dill', 'joblib', 'marshal', 'shelve'}
 CALLS = {'eval', 'exec', '__import__', 'os.system', 'os.popen', 'yaml.load', 'yaml.unsafe_load'}
