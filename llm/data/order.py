@@ -1,7 +1,7 @@
 """The order of rows: position -> row, a pure function of (seed, epoch, index), for mixtures too.
 
 In: rows by source name, weights, a seed. Out: for any positions, the rows that stand there.
-Left out: keeping the position. A stream's position is one integer, the number of rows consumed, kept by the stage.
+Left out: keeping the position. It is one integer, the number of rows consumed, and the stage keeps it.
 """
 
 from collections.abc import Mapping

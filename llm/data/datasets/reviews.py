@@ -1,7 +1,7 @@
 """Snippets of film and product reviews, each rated by 14 to 29 people, as a TFDS set in six views.
 
-In: the sdist `vaderSentiment` (MIT), in it the data of Hutto & Gilbert, "VADER" (ICWSM 2014): ratings from -4,
-extremely negative, to 4, extremely positive.
+In: the sdist `vaderSentiment` (MIT), in it the data of Hutto & Gilbert, "VADER" (ICWSM 2014): ratings from
+-4, extremely negative, to 4, extremely positive.
 Out, by config: `ratings` (both domains, every rating), `text` (both domains) and, of films alone, `write`,
 `judge`, `rank` and `begin`. A snippet is a document; it is in the same split in every view.
 Left out: the tweets and newspaper snippets beside them.
@@ -47,7 +47,8 @@ class Reviews(tfds.core.GeneratorBasedBuilder):
 
     VERSION = tfds.core.Version('1.0.0')
     url_infos = None  # no URLs here; TFDS's way to look for them needs a package that it does not declare
-    BUILDER_CONFIGS = [tfds.core.BuilderConfig(name=name, description=text) for name, (text, _) in _VIEWS.items()]
+    BUILDER_CONFIGS = [tfds.core.BuilderConfig(name=name, description=text)
+                       for name, (text, _) in _VIEWS.items()]
 
     def _info(self) -> tfds.core.DatasetInfo:
         return tfds.core.DatasetInfo(builder=self, description=__doc__, features=tfds.features.FeaturesDict(
@@ -99,7 +100,8 @@ def _write(films):
 def _judge(films):
     for snippet in films:
         if abs(snippet['mean']) >= NEUTRAL_BELOW:
-            yield snippet['id'], _chat(JUDGE_PROMPT + snippet['text'], 'positive' if snippet['mean'] > 0 else 'negative')
+            verdict = 'positive' if snippet['mean'] > 0 else 'negative'
+            yield snippet['id'], _chat(JUDGE_PROMPT + snippet['text'], verdict)
 
 
 def _rank(films):
