@@ -12,6 +12,7 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
+from jax.tree_util import keystr
 import optax
 
 from llm.sharding import AxisRules, replicated, shardings_of
@@ -45,12 +46,12 @@ def create(init: Callable[[jax.Array], Any], tx: optax.GradientTransformation, s
     init_key, key = jax.random.split(jax.random.key(seed))
     expected = abstract_params(init, mesh, rules)
     param_shardings = shardings(expected)
-    given = dict(jax.tree_util.tree_leaves_with_path(params))
+    given = _by_path(params)
     _check_given(given, expected)
 
     def build(init_key, key, given):
         fresh = nn.meta.unbox(init(init_key))
-        params = jax.tree_util.tree_map_with_path(lambda path, leaf: jnp.copy(given.get(path, leaf)), fresh)
+        params = jax.tree_util.tree_map_with_path(lambda path, leaf: jnp.copy(given.get(keystr(path), leaf)), fresh)
         average = jax.tree.map(jnp.copy, params) if ema else None
         return TrainState(params, tx.init(params), jnp.zeros((), jnp.int32), key, average)
 
@@ -91,11 +92,14 @@ def _like_params(tx, opt_state, param_shardings, mesh):
                                  transform_non_params=lambda _: replicated(mesh))
 
 
+def _by_path(tree) -> dict[str, Any]:
+    return {keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
 def _check_given(given, expected):
-    wanted = dict(jax.tree_util.tree_leaves_with_path(expected))
-    for path, leaf in given.items():
-        name = jax.tree_util.keystr(path)
-        assert path in wanted, f'parameter {name} was handed over, but the model has none of that name'
-        assert leaf.shape == wanted[path].shape and leaf.dtype == wanted[path].dtype, (
+    wanted = _by_path(expected)
+    for name, leaf in given.items():
+        assert name in wanted, f'parameter {name} was handed over, but the model has none of that name'
+        assert leaf.shape == wanted[name].shape and leaf.dtype == wanted[name].dtype, (
             f'parameter {name} was handed over as {leaf.dtype}{leaf.shape}, '
-            f'but the model has {wanted[path].dtype}{wanted[path].shape}')
+            f'but the model has {wanted[name].dtype}{wanted[name].shape}')
