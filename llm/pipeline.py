@@ -25,7 +25,7 @@ from llm.data import sources
 from llm.data import tokenizer as tokenizer_lib
 from llm.data.sources import BadRows
 from llm.data.tokenizer import Tokenizer
-from llm.manifest import check_parent, manifest_path, parse_reference, sealed_steps
+from llm.manifest import check_parent, parse_reference, sealed_steps
 from llm.manifest import read as read_manifest
 from llm.owner import Owner
 from llm.run import Parent, Result, Run
@@ -111,7 +111,7 @@ def resolve(name: str, config: StageConfig, root: epath.Path, done: dict[str, tu
                for key, reference in references(name, config).items()}
     if 'reward_from' in parents:
         manifest = parents['reward_from'].manifest
-        check_parent(manifest, role_key='reward_from', where=config.reward_from, stages=('reward',), head='scalar',
+        check_parent(manifest, key='reward_from', where=config.reward_from, stages=('reward',), head='scalar',
                      tokenizer=parents['init_from'].manifest.tokenizer)
     identity = {'config': config_lib.identity_dict(config), 'data': content(config, progress),
                 'tokenizer': tokenizer_identity(config, parents),
@@ -131,9 +131,9 @@ def find_parent(stage: str, key: str, reference: str, done: dict[str, tuple[epat
         path, step = parse_reference(reference, key)
         folder = epath.Path(os.path.abspath(path) if '://' not in path else path)
         step = chosen_step(folder, f'{key}={reference}') if step is None else step
-    manifest = read_manifest(manifest_path(folder / 'checkpoints', step))
+    manifest = read_manifest(folder / 'checkpoints', step)
     stages, head = PARENTS[stage][key]
-    check_parent(manifest, role_key=key, where=reference, stages=stages, head=head)
+    check_parent(manifest, key=key, where=reference, stages=stages, head=head)
     return Parent(folder, step, manifest)
 
 

@@ -126,8 +126,8 @@ class Run:
     def corpora(self, prepare: Callable, split: str, data: DataConfig | None = None, **how) -> dict[str, Any]:
         """Prepared rows of every source, by source name."""
         data = data or self.config.data
-        rows = {name: prepare(name, split, self.tokenizer, data=data, cache_dir=self.cache_dir,
-                              progress=self.progress, **how) for name in data.sources}
+        rows = {name: prepare(name, source, split, self.tokenizer, data=data, cache_dir=self.cache_dir,
+                              progress=self.progress, **how) for name, source in data.sources.items()}
         for part in rows.values():
             self.say(f'{self.name}  {part.note}')
         return rows
@@ -193,6 +193,14 @@ class Journal(contextlib.AbstractContextManager):
 
     def __exit__(self, *error) -> None:
         self._stack.__exit__(*error)
+
+    @property
+    def best_step(self) -> int:
+        return self.host['best_step']
+
+    @property
+    def stale(self) -> int:
+        return self.host['stale']
 
     def train(self, step: int, metrics: dict[str, Any], tokens: int) -> None:
         """Writes a row of training numbers; `tokens` were consumed since step 0."""
