@@ -64,6 +64,8 @@ def _digest(x: jax.Array) -> jax.Array:
     """
     if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
         x = jax.random.key_data(x)
+    if x.dtype == bool:
+        x = x.astype(jnp.uint8)
     finite = jnp.isfinite(x) if jnp.issubdtype(x.dtype, jnp.floating) else jnp.ones((), bool)
     bits = x.dtype.itemsize * 8
     words = jax.lax.bitcast_convert_type(x, f'uint{min(bits, 32)}').astype(jnp.uint32)

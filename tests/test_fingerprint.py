@@ -1,0 +1,55 @@
+"""Fingerprints: the mesh does not show in them, any change of an array does."""
+
+import jax
+from jax.sharding import NamedSharding, PartitionSpec
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from llm.config import MeshConfig
+from llm.fingerprint import fingerprint
+from llm.sharding import make_mesh
+from tests import tiny
+
+MESHES = [make_mesh(MeshConfig(*sizes)) for sizes in tiny.MESHES]
+
+
+def on(mesh, array, *spec):
+    return jax.device_put(array, NamedSharding(mesh, PartitionSpec(*spec)))
+
+
+def test_the_mesh_does_not_show():
+    rng = np.random.default_rng(0)
+    weight, scale = rng.normal(size=(2, 8, 12)).astype(np.float32), jnp.asarray(rng.normal(size=8), jnp.bfloat16)
+    first, *others = [fingerprint({
+        'layers': {'w': on(mesh, weight, None, ('data', 'fsdp'), 'tensor')}, 'norm': on(mesh, scale, 'data'),
+        'step': on(mesh, np.int32(7)), 'key': on(mesh, jax.random.key(3))}) for mesh in MESHES]
+    assert set(first) == {'layers/w', 'norm', 'step', 'key'}
+    assert all(other == first for other in others)
+
+
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16', 'float16', 'int32', 'uint8', 'bool'])
+def test_a_changed_exchanged_or_shifted_element_shows_in_both_lanes(dtype):
+    base = np.asarray(np.arange(24).reshape(2, 3, 4) % 2, dtype)
+    arrays = [base] + [base.copy() for _ in range(24)]
+    for index, array in enumerate(arrays[1:]):
+        array.flat[index] = not array.flat[index]
+    arrays += [np.roll(base, 1, axis=2), np.sort(base, axis=None).reshape(base.shape), np.zeros_like(base)]
+    words = [fingerprint(on(MESHES[0], array))[''] for array in arrays]
+    for lane in (0, 1):
+        assert len({word[lane] for word in words}) == len(arrays)
+
+
+def test_every_bit_of_a_number_shows():
+    words = np.full((33, 5), np.float32(1.5).view(np.uint32))
+    words[np.arange(32), 2] ^= np.uint32(1) << np.arange(32, dtype=np.uint32)
+    prints = [fingerprint(on(MESHES[0], row.view(np.float32)))[''] for row in words]
+    for lane in (0, 1):
+        assert len({word[lane] for word in prints}) == 33
+
+
+def test_keys_and_empty_differences_show():
+    one, other = (fingerprint({'key': on(MESHES[0], jax.random.key(seed))}) for seed in (1, 2))
+    assert one != other
+    zero, minus_zero = (fingerprint(on(MESHES[0], np.float32([value, 1]))) for value in (0.0, -0.0))
+    assert zero != minus_zero
