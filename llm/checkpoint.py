@@ -12,6 +12,7 @@ On disk an item is a flat dict from leaf path to array: any part of a tree can b
 NamedTuples of optimizers need no care. Several processes: all call the same methods; process 0 alone seals.
 """
 
+import asyncio
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 import contextlib
@@ -19,6 +20,7 @@ import dataclasses
 import datetime
 import json
 from typing import Any, NamedTuple
+from unittest import mock
 
 from etils import epath
 import jax
@@ -124,8 +126,8 @@ class Checkpoints:
             return restored
         if refused:
             newest, reason = next(iter(refused.items()))
-            raise UserError(f'{self._folder} has no sound step: {len(refused)} of {len(refused)} are refused, '
-                            f'{newest} because {reason}; move the folder away to start over')
+            raise UserError(f'{self._folder} has {len(refused)} sealed steps, none of them sound ({newest}: '
+                            f'{reason}); move the folder away to start over')
         return None
 
     def wait(self) -> None:
@@ -210,7 +212,8 @@ def _load(folder: epath.Path, step: int, items: dict[str, Any], *, exact: bool) 
                                          partial_restore=True)
             for item, leaves in flat.items()}
     try:
-        with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as orbax:
+        with (mock.patch.object(asyncio, 'new_event_loop', _PatientLoop),
+              ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as orbax):
             loaded = orbax.restore(folder / str(step),
                                    ocp.args.Composite(host=ocp.args.JsonRestore(), **args))
     except Exception as error:  # whatever Orbax, TensorStore or JSON make of a broken file
@@ -246,6 +249,19 @@ def _compare(item: str, saved: dict[str, dict], wanted: dict[str, Any], *, exact
             if saved[path][key] != value:
                 raise UserError(f'{item}/{path} has {key} {saved[path][key]}, wanted {value}; '
                                 f'give a step of the same architecture')
+
+
+class _PatientLoop(asyncio.SelectorEventLoop):
+    """Finishes its tasks before it closes.
+
+    Orbax closes its loop at the first leaf that cannot be read, and each of the others still being read then
+    prints a traceback of its own, where a user should see one line.
+    """
+
+    def close(self) -> None:
+        while not self.is_closed() and (tasks := asyncio.all_tasks(self)):
+            self.run_until_complete(asyncio.wait(tasks))
+        super().close()
 
 
 @contextlib.contextmanager
