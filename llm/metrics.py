@@ -209,10 +209,10 @@ class Metrics:
         self._events.add_event(Event(wall_time=time.time(), step=step, summary=Summary(value=scalars)))
 
 
-def table(rows: list[dict[str, Any]]) -> None:
+def table(title: str, rows: list[dict[str, Any]]) -> None:
     """Prints rows under the columns that any of them has, in order of first appearance."""
     columns = list(dict.fromkeys(key for row in rows for key in row))
-    drawn = Table()
+    drawn = Table(title=title, title_justify='left')
     for column in columns:
         numbers = all(isinstance(row[column], (int, float)) for row in rows if column in row)
         drawn.add_column(column, justify='right' if numbers else 'left', overflow='fold')
@@ -244,11 +244,10 @@ def _clock_face(seconds: float) -> str:
 
 
 def _drop_rows(path: pathlib.Path, last_step: int) -> None:
-    """Keeps the rows up to that step, in their bytes; a row torn by a kill goes too. At 0, nothing stays."""
+    """Keeps the rows up to that step, in their bytes; a row torn by a kill goes too. At -1, nothing stays."""
     if not path.exists():
         return
-    lines = path.read_text('utf-8').splitlines() if last_step else []
-    kept = [line for line in lines if 0 <= _step(line) <= last_step]
+    kept = [line for line in path.read_text('utf-8').splitlines() if 0 <= _step(line) <= last_step]
     beside = path.with_suffix('.tmp')
     beside.write_text(''.join(line + '\n' for line in kept), 'utf-8')
     os.replace(beside, path)

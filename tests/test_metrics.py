@@ -40,7 +40,7 @@ def clock(monkeypatch):
 
 
 def opened(folder, **keywords):
-    return Metrics(folder, **({'total_steps': 10, 'name': 'sft', 'resume_step': 0} | keywords))
+    return Metrics(folder, **({'total_steps': 10, 'name': 'sft', 'resume_step': None} | keywords))
 
 
 def run(folder, first, last, **keywords):
@@ -79,9 +79,11 @@ def test_resumed_tensorboard_has_each_step_once(tmp_path):
     assert [scalar.step for scalar in events.Scalars('evaluate/validation/loss')] == [3, 6, 9]
 
 
-def test_starting_again_from_nothing_drops_every_row(tmp_path):
+def test_rows_of_step_0_outlive_a_restart_at_0_but_not_one_from_nothing(tmp_path):
     with opened(tmp_path) as log:
         log.evaluate(0, {'loss': 5.0})
+    run(tmp_path, 1, 2, resume_step=0)
+    assert [row['step'] for row in rows(tmp_path)] == [0, 1, 2]
     run(tmp_path, 1, 1)
     assert [row['step'] for row in rows(tmp_path)] == [1]
 
@@ -145,7 +147,7 @@ def test_bar_shows_loss_and_goes_with_its_run(tmp_path):
     shown = on_terminal(f"""
 import time
 from llm.metrics import Metrics
-with Metrics({str(tmp_path)!r}, total_steps=10, name='sft', resume_step=0) as log:
+with Metrics({str(tmp_path)!r}, total_steps=10, name='sft', resume_step=None) as log:
     time.sleep(0.2)
     log.train(2, {{'loss': 2.5}}, 64)
 print('after')
@@ -167,10 +169,10 @@ def test_lines_of_others_are_printed_as_they_are(capsys):
 
 
 def test_table_has_every_value_in_full(capsys):
-    metrics.table([{'stage': 'pretrain', 'bits per byte': 1.98765, 'step': 1600},
-                   {'stage': 'reward', 'accuracy': 0.8125, 'why': 'stop_step ' + 'x' * 40}])
+    metrics.table('Results', [{'stage': 'pretrain', 'bits per byte': 1.98765, 'step': 1600},
+                              {'stage': 'reward', 'accuracy': 0.8125, 'why': 'stop_step ' + 'x' * 40}])
     shown = capsys.readouterr().out
-    for value in ('pretrain', 'bits per byte', '1.988', '1600', 'accuracy', '0.8125', 'x' * 40):
+    for value in ('Results', 'pretrain', 'bits per byte', '1.988', '1600', 'accuracy', '0.8125', 'x' * 40):
         assert value in shown
     assert '…' not in shown
 
