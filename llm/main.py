@@ -31,9 +31,10 @@ def main(argv: list[str]) -> int:
     except UserError as error:
         metrics.say(f'error: {error}')
         return 2
-    metrics.table('Stages, each beside its parent on its own held-out number', [
-        {'stage': name, 'number': result.metric, 'parent': result.before, 'here': result.after, 'step': result.step,
-         'ended': result.why, 'seconds': result.seconds} for name, result in results.items()])
+    metrics.table([
+        {'stage': name, 'held-out number': result.metric, 'parent': result.before, 'now': result.after,
+         'step': result.step, 'ended by': result.why, 'seconds': round(result.seconds)}
+        for name, result in results.items()])
     return 0
 
 
