@@ -18,11 +18,11 @@ from llm.sharding import global_batch
 from llm.train_state import TrainState
 
 Item = TypeVar('Item')
-Metrics = dict[str, jax.Array]
+Scalars = dict[str, jax.Array]
 
 
-def fit(state: TrainState, step_fn: Callable[[TrainState, Any], tuple[TrainState, Metrics]],
-        batches: Iterator[Any], *, start: int, stop: int) -> Iterator[tuple[int, TrainState, Metrics]]:
+def fit(state: TrainState, step_fn: Callable[[TrainState, Any], tuple[TrainState, Scalars]],
+        batches: Iterator[Any], *, start: int, stop: int) -> Iterator[tuple[int, TrainState, Scalars]]:
     """Yields (step, state, metrics) for step = start + 1 ... stop, the number of steps done.
 
     The state is lent until the next step, which donates its buffers: what outlives that must be copied.
@@ -56,7 +56,7 @@ def batches(rows: Callable[[np.ndarray], dict[str, np.ndarray]], *, start: int, 
 def prefetch(iterator: Iterator[Item], depth: int) -> Iterator[Item]:
     """The same items, up to `depth` of them made ahead by a thread.
 
-    An exception of the iterator is raised here, after the items before it. The thread ends with the generator.
+    An exception of the iterator is raised here, after the items before it. The thread ends with it.
     """
     ready: queue.Queue = queue.Queue(depth)
     closed = threading.Event()

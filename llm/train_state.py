@@ -51,7 +51,8 @@ def create(init: Callable[[jax.Array], Any], tx: optax.GradientTransformation, s
 
     def build(init_key, key, given):
         fresh = nn.meta.unbox(init(init_key))
-        params = jax.tree_util.tree_map_with_path(lambda path, leaf: jnp.copy(given.get(keystr(path), leaf)), fresh)
+        params = jax.tree_util.tree_map_with_path(
+            lambda path, leaf: jnp.copy(given.get(keystr(path), leaf)), fresh)
         average = jax.tree.map(jnp.copy, params) if ema else None
         return TrainState(params, tx.init(params), jnp.zeros((), jnp.int32), key, average)
 
@@ -100,6 +101,6 @@ def _check_given(given, expected):
     wanted = _by_path(expected)
     for name, leaf in given.items():
         assert name in wanted, f'parameter {name} was handed over, but the model has none of that name'
-        assert leaf.shape == wanted[name].shape and leaf.dtype == wanted[name].dtype, (
+        assert (leaf.shape, leaf.dtype) == (wanted[name].shape, wanted[name].dtype), (
             f'parameter {name} was handed over as {leaf.dtype}{leaf.shape}, '
             f'but the model has {wanted[name].dtype}{wanted[name].shape}')

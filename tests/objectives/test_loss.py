@@ -18,7 +18,8 @@ def test_total_scales_parts_by_the_weights_of_the_whole():
     weights = {name: term.weight for name, term in whole.terms.items()}
     np.testing.assert_allclose(total(whole), 7 / 3 + 0.5 * 15 / 4, rtol=1e-6)
     np.testing.assert_allclose(sum(total(part, weights) for part in parts), total(whole), rtol=1e-6)
-    assert abs(sum(total(part) for part in parts) / 2 - total(whole)) > 0.1  # means of means are something else
+    mean_of_means = sum(total(part) for part in parts) / 2
+    assert abs(mean_of_means - total(whole)) > 0.1
 
 
 def test_weighted_leaves_out_nan_and_infinity_under_the_mask():

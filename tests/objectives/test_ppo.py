@@ -23,16 +23,18 @@ def test_policy_loss_of_rlax(sign, expected):
     logits_TV = jnp.array([[1.0, 1, 1], [2, 0, 0], [-1, -2, -3]])
     old_TV = jnp.array([[1.0, 1, 1], [2, 0, 0], [-3, -2, -1]])
     logp_BT, logp_old_BT = (jnp.diagonal(jax.nn.log_softmax(table))[None] for table in (logits_TV, old_TV))
-    loss = policy_loss(logp_BT, logp_old_BT, sign * jnp.array([[0.3, 0.2, 0.1]]), jnp.ones((1, 3)), clip_epsilon=0.2)
+    advantage_BT = sign * jnp.array([[0.3, 0.2, 0.1]])
+    loss = policy_loss(logp_BT, logp_old_BT, advantage_BT, jnp.ones((1, 3)), clip_epsilon=0.2)
     np.testing.assert_allclose(total(loss), expected, atol=1e-6)
 
 
 def test_kl_rewards_of_torchtune():
     """torchtune, tests/torchtune/rlhf/test_rewards.py: KL penalty .5, three answers of three tokens."""
-    difference_BT = -jnp.array([0.1, 0.2, 0.3])[:, None] * jnp.ones((3, 3))
-    reward_BT = kl_rewards(difference_BT - 2.0, jnp.full((3, 3), -2.0), jnp.array([1.0, 2.0, 3.0]), jnp.ones((3, 3)),
-                           kl_coef=0.5)
-    np.testing.assert_allclose(reward_BT, [[0.05, 0.05, 1.05], [0.1, 0.1, 2.1], [0.15, 0.15, 3.15]], rtol=1e-5)
+    logp_ref_BT, mask_BT = jnp.full((3, 3), -2.0), jnp.ones((3, 3))
+    logp_old_BT = logp_ref_BT - jnp.array([0.1, 0.2, 0.3])[:, None]
+    reward_BT = kl_rewards(logp_old_BT, logp_ref_BT, jnp.array([1.0, 2.0, 3.0]), mask_BT, kl_coef=0.5)
+    expected_BT = [[0.05, 0.05, 1.05], [0.1, 0.1, 2.1], [0.15, 0.15, 3.15]]
+    np.testing.assert_allclose(reward_BT, expected_BT, rtol=1e-5)
 
 
 def test_adaptive_kl_of_lm_human_preferences():
@@ -46,8 +48,8 @@ def test_adaptive_kl_of_lm_human_preferences():
 
 
 def test_score_falls_on_the_last_chosen_token_and_nothing_outside_the_mask():
-    reward_BT = kl_rewards(jnp.where(MASK_BT > 0, normal(0), jnp.nan), normal(1), jnp.array([10.0, 20.0, 30.0]), MASK_BT,
-                           kl_coef=0.0)
+    logp_old_BT, score_B = jnp.where(MASK_BT > 0, normal(0), jnp.nan), jnp.array([10.0, 20.0, 30.0])
+    reward_BT = kl_rewards(logp_old_BT, normal(1), score_B, MASK_BT, kl_coef=0.0)
     expected = np.zeros(MASK_BT.shape)
     expected[[0, 1, 2], [3, 5, 5]] = [10, 20, 30]
     np.testing.assert_array_equal(reward_BT, expected)
@@ -58,9 +60,9 @@ def test_a_row_without_chosen_tokens_gets_no_reward():
 
 
 def test_gae_equals_a_loop_over_the_chosen_tokens():
-    reward_BT, value_BT = normal(0), normal(1)
-    garbage = jnp.where(MASK_BT > 0, 0.0, jnp.nan)
-    advantage_BT, return_BT = gae(reward_BT + garbage, value_BT + garbage, MASK_BT, discount=0.9, gae_lambda=0.8)
+    # Outside the mask stands garbage.
+    reward_BT, value_BT = (jnp.where(MASK_BT > 0, normal(seed), jnp.nan) for seed in (0, 1))
+    advantage_BT, return_BT = gae(reward_BT, value_BT, MASK_BT, discount=0.9, gae_lambda=0.8)
     expected = np.zeros(MASK_BT.shape)
     for row, chosen in enumerate(MASK_BT):
         advantage = value_after = 0.0
@@ -90,13 +92,17 @@ def test_whitened_has_mean_zero_and_population_variance_one_over_the_mask():
 
 def test_at_ratio_one_the_policy_gradient_is_reinforce():
     logp_BT, advantage_BT = normal(0), normal(1)
-    found = jax.grad(lambda x: total(policy_loss(x, logp_BT, advantage_BT, MASK_BT, clip_epsilon=0.2)))(logp_BT)
+
+    def loss(new_BT):
+        return total(policy_loss(new_BT, logp_BT, advantage_BT, MASK_BT, clip_epsilon=0.2))
+    found = jax.grad(loss)(logp_BT)
     reinforce = jax.grad(lambda x: -jnp.sum(x * advantage_BT * MASK_BT) / jnp.sum(MASK_BT))(logp_BT)
     np.testing.assert_allclose(found, reinforce, rtol=1e-5, atol=1e-7)
 
 
 def test_gradient_stops_where_the_ratio_left_the_clip_range_in_the_favoured_direction():
-    log_ratio_BT, advantage_BT = jnp.log(jnp.array([[1.5, 1.5, 0.5, 0.5]])), jnp.array([[1.0, -1.0, 1.0, -1.0]])
+    log_ratio_BT = jnp.log(jnp.array([[1.5, 1.5, 0.5, 0.5]]))
+    advantage_BT = jnp.array([[1.0, -1.0, 1.0, -1.0]])
 
     def loss(logp_BT):
         return policy_loss(logp_BT, jnp.zeros((1, 4)), advantage_BT, jnp.ones((1, 4)), clip_epsilon=0.2)
@@ -129,11 +135,12 @@ def test_log_probabilities_outside_the_mask_reach_neither_loss_nor_gradient():
 
 
 def test_value_loss_takes_the_worse_of_free_and_clipped():
-    value_BT, old_BT, return_BT = jnp.array([[1.0, 1.0, 0.1]]), jnp.zeros((1, 3)), jnp.array([[2.0, 0.5, 3.0]])
+    value_BT, return_BT = jnp.array([[1.0, 1.0, 0.1]]), jnp.array([[2.0, 0.5, 3.0]])
 
     def loss(value_BT):
-        return value_loss(value_BT, old_BT, return_BT, jnp.ones((1, 3)), clip_epsilon=0.2, coef=0.1)
-    # Clipped to .2 the first is 1.8 away, not 1; the second .5 away either way counts unclipped; the third is free.
+        old_BT, mask_BT = jnp.zeros((1, 3)), jnp.ones((1, 3))
+        return value_loss(value_BT, old_BT, return_BT, mask_BT, clip_epsilon=0.2, coef=0.1)
+    # Clipped to .2, the first is 1.8 away and not 1, the second .3 and not .5; the third is within the range.
     expected = 0.1 * (1.8**2 + 0.5**2 + 2.9**2) / 2 / 3
     np.testing.assert_allclose(total(loss(value_BT)), expected, rtol=1e-6)
     assert jax.grad(lambda x: total(loss(x)))(value_BT)[0, 0] == 0
