@@ -7,6 +7,7 @@ Left out: tokens (`prepare.py`), the order of rows (`order.py`).
 from collections.abc import Callable, Iterator
 import contextlib
 import functools
+import glob
 import hashlib
 import io
 import json
@@ -62,7 +63,7 @@ def materialize(source: SourceConfig, data_dir: str, progress: Progress) -> None
     if name not in BUILDERS:
         return
     builder = _builder(source.tfds, data_dir)
-    if builder.is_prepared():
+    if _is_built(builder):
         return
     progress(f'build {source.tfds}', 0, 1)
     tfds.disable_progress_bar()
@@ -71,7 +72,7 @@ def materialize(source: SourceConfig, data_dir: str, progress: Progress) -> None
             builder.download_and_prepare(file_format='array_record')
     except OSError:
         # Another process may have been first: its finished folder cannot be replaced by ours.
-        if not _builder(source.tfds, data_dir).is_prepared():
+        if not _is_built(builder):
             raise
     progress(f'build {source.tfds}', 1, 1)
 
@@ -199,12 +200,12 @@ def _files(source: SourceConfig, split: str) -> list[epath.Path]:
 
 def _glob(key: str, pattern: str) -> list[epath.Path]:
     path = epath.Path(pattern).expanduser()
-    wild = [number for number, part in enumerate(path.parts) if any(mark in part for mark in '*?[')]
-    if not wild or path.is_file():
-        files = [path] if path.is_file() else []
-    else:
-        folder = epath.Path(*path.parts[:wild[0]]) if wild[0] else epath.Path('.')
-        files = sorted(file for file in folder.glob('/'.join(path.parts[wild[0]:])) if file.is_file())
+    if path.is_file():
+        return [path]
+    # epath's own glob, the one that can read a bucket, refuses '**'.
+    bucket = '://' in pattern
+    found = path.parent.glob(path.name) if bucket else map(epath.Path, glob.glob(str(path), recursive=True))
+    files = sorted(file for file in found if file.is_file())
     if not files:
         raise UserError(f'{key}={pattern} matches no file; check the path')
     return files
@@ -236,13 +237,18 @@ def _builder(name: str, data_dir: str) -> tfds.core.DatasetBuilder:
     return builder
 
 
+def _is_built(builder: tfds.core.DatasetBuilder) -> bool:
+    # builder.is_prepared() says the same, and a warning where it is not.
+    return (builder.data_path / 'dataset_info.json').exists()
+
+
 def _split_name(source: SourceConfig, split: str) -> str:
     return {'train': source.train_split, 'validation': source.validation_split}.get(split, split)
 
 
 def _data_source(source: SourceConfig, split: str, data_dir: str):
     builder, name = _builder(source.tfds, data_dir), _split_name(source, split)
-    if not builder.is_prepared():
+    if not _is_built(builder):
         raise UserError(f'tfds={source.tfds} is not built in data_dir={data_dir}; materialize it first')
     try:
         return builder.as_data_source(split=name)

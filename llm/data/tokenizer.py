@@ -45,7 +45,8 @@ def train(texts: Iterable[str], vocab_size: int, train_bytes: int, path: str) ->
             sentence_iterator=_first_bytes(texts, train_bytes), model_writer=model, model_type='bpe',
             vocab_size=vocab_size, byte_fallback=True, normalization_rule_name='identity',
             add_dummy_prefix=False, remove_extra_whitespaces=False, allow_whitespace_only_pieces=True,
-            split_digits=True, max_sentence_length=2**30, minloglevel=2, control_symbols=[piece_of(name) for name in ROLES],
+            split_digits=True, max_sentence_length=2**30, minloglevel=2,
+            control_symbols=[piece_of(name) for name in ROLES],
             **{f'{name}_id': SPECIAL.index(name) for name in ('pad', 'bos', 'eos', 'unk')},
             **{f'{name}_piece': piece_of(name) for name in ('pad', 'bos', 'eos', 'unk')})
     except (RuntimeError, OSError) as error:

@@ -1,0 +1,163 @@
+"""Our TFDS sets as built from the real packages: what the publications say of them, and splits that do not leak.
+
+The first run on a machine downloads four packages into the configs' data_dir; later ones only read.
+"""
+
+import pytest
+
+from llm.config import UserError
+from llm.data import splits
+from llm.data.datasets import reviews
+from llm.data.sources import BadRows, content_sha256, materialize, records, size
+from tests.data.conftest import silent
+
+SPLITS = ('train', 'validation', 'test')
+
+
+@pytest.fixture(scope='session')
+def read(data_dir):
+    """read(tfds name) -> {split: records}, built if need be, each read once."""
+    from configs import base
+    from llm.config import SourceConfig, from_dict
+    kept = {}
+
+    def call(name):
+        if name not in kept:
+            source = from_dict(SourceConfig, base.source(tfds=name).to_dict())
+            materialize(source, data_dir, silent)
+            kept[name] = {split: list(records(source, split, data_dir, BadRows(0.0))) for split in SPLITS}
+            assert [size(source, split, data_dir) for split in SPLITS] == [len(rows) for rows in kept[name].values()]
+        return kept[name]
+    return call
+
+
+def shares(found, length=len):
+    total = sum(length(row['text']) for rows in found.values() for row in rows)
+    return {split: sum(length(row['text']) for row in rows) / total for split, rows in found.items()}
+
+
+@pytest.mark.parametrize('name, documents, megabytes, opening', [
+    # 42 works: 37 plays, the sonnets and four poems. 66 books.
+    ('shakespeare', 42, 5.06, 'HAMLET, PRINCE OF DENMARK'),
+    ('bible', 66, 4.17, 'Genesis\n1. In the beginning God created the heavens and the earth. 2. Now'),
+])
+def test_works_and_books_are_whole_and_in_one_split(read, name, documents, megabytes, opening):
+    found = read(name)
+    texts = [row['text'] for rows in found.values() for row in rows]
+    assert len(texts) == len(set(texts)) == documents
+    assert sum(len(text.encode()) for text in texts) / 1e6 == pytest.approx(megabytes, abs=0.02)
+    assert sum(text.startswith(opening) for text in texts) == 1
+    assert all(0.03 < shares(found)[split] < 0.07 for split in ('validation', 'test'))
+
+
+def test_bible_keeps_chapters_and_verses(read):
+    genesis, = (row['text'] for row in read('bible')['train'] if row['text'].startswith('Genesis\n'))
+    assert genesis.count('\n') == 51  # the title and fifty chapters
+    assert sum(row['text'].count('\n') - 1 for rows in read('bible').values() for row in rows) == 1189
+    assert '`' not in genesis and "God's Spirit" in genesis
+
+
+def test_reviews_are_split_ninety_five_five(read):
+    assert all(abs(shares(read('reviews/text'), lambda text: 1)[split] - share) < 0.01
+               for split, share in zip(SPLITS, (0.9, 0.05, 0.05)))
+
+
+def snippets(read, view):
+    """split -> the snippets that the view shows of it."""
+    taken = {'text': lambda row: [row['text']], 'write': lambda row: [row['messages'][1]['content']],
+             'judge': lambda row: [row['messages'][0]['content'].removeprefix(reviews.JUDGE_PROMPT)],
+             'rank': lambda row: row['answers']}[view]
+    return {split: [text for row in rows for text in taken(row)] for split, rows in read(f'reviews/{view}').items()}
+
+
+@pytest.mark.parametrize('view', ['text', 'write', 'judge', 'rank'])
+def test_a_snippet_is_in_the_same_split_in_every_view(read, view):
+    home = snippets(read, 'text')
+    for split, texts in snippets(read, view).items():
+        assert set(texts) <= set(home[split])
+        assert all(set(texts).isdisjoint(home[other]) for other in SPLITS if other != split)
+
+
+def test_ratings_are_every_raters_and_agree_with_the_other_views(read, data_dir):
+    import tensorflow_datasets as tfds
+    read('reviews/text')
+    builder = reviews.Reviews(config='ratings', data_dir=data_dir, file_format='array_record')
+    tfds.disable_progress_bar()
+    builder.download_and_prepare()
+    # Hutto & Gilbert 2014: 10,605 snippets of films, 3,708 of products.
+    assert sum(split.num_examples for split in builder.info.splits.values()) == 10605 + 3708
+    rows = [row for split in SPLITS[1:] for row in builder.as_data_source(split)]
+    assert {row['domain'] for row in rows} == {b'film', b'product'}
+    for row in rows:
+        assert 14 <= len(row['ratings']) <= 29 and all(-4 <= rating <= 4 for rating in row['ratings'])
+        assert sum(row['ratings']) / len(row['ratings']) == pytest.approx(float(row['mean']), abs=1e-5)
+    means = {row['text'].decode(): float(row['mean']) for row in rows if row['domain'] == b'film'}
+    verdicts = [(row['messages'][0]['content'].removeprefix(reviews.JUDGE_PROMPT), row['messages'][1]['content'])
+                for row in read('reviews/judge')['validation']]
+    assert all({'positive': 0.5, 'negative': -4}[verdict] <= means[text] <= {'positive': 4, 'negative': -0.5}[verdict]
+               for text, verdict in verdicts)
+    assert all(means[answer] == pytest.approx(score) for row in read('reviews/rank')['test']
+               for answer, score in zip(row['answers'], row['scores']))
+
+
+def test_groups_have_four_different_snippets_each_used_once(read):
+    for split, rows in read('reviews/rank').items():
+        answers = [answer for row in rows for answer in row['answers']]
+        repeated = len(answers) - len(set(answers))
+        assert repeated <= 2, split  # two film snippets are in the data twice
+        assert all(len(row['answers']) == len(row['scores']) == 4 for row in rows)
+        assert {row['messages'][0]['content'] for row in rows} == {reviews.WRITE_PROMPT}
+
+
+def test_beginnings_are_two_or_three_words_of_a_snippet_of_the_split(read):
+    written = snippets(read, 'write')
+    for split, rows in read('reviews/begin').items():
+        begun = {' '.join(text.split()[:count]) for text in written[split] for count in (2, 3)}
+        starts = [row['messages'][1]['content'] for row in rows]
+        assert set(starts) <= begun
+        assert {len(start.split()) for start in starts} == {2, 3}
+        assert all(row['messages'][1]['role'] == 'assistant' for row in rows)
+
+
+def test_questions_stay_in_one_split_and_no_exchange_is_there_twice(read):
+    pairs = {split: [tuple(message['content'] for message in row['messages']) for row in rows]
+             for split, rows in read('exchanges').items()}
+    assert sum(map(len, pairs.values())) == len(set().union(*pairs.values())) > 800
+    asked = {split: {question.casefold() for question, _ in rows} for split, rows in pairs.items()}
+    assert not asked['train'] & (asked['validation'] | asked['test']) and not asked['validation'] & asked['test']
+    assert all(pairs.values())
+
+
+def test_split_of_ignores_capitals_and_is_uniform():
+    assert splits.split_of('A Film ') == splits.split_of('a film')
+    places = sorted(splits.fraction(str(number)) for number in range(1000))
+    assert max(abs(place - (number + 0.5) / 1000) for number, place in enumerate(places)) < 0.05
+
+
+@pytest.mark.parametrize('keys, split, message', [
+    ({'tfds': 'no_such_set'}, 'train', r'tfds=no_such_set is not built in data_dir=.*tfds build'),
+    ({'tfds': 'bibel'}, 'train', 'did you mean bible'),
+    ({'tfds': 'reviews/ranc'}, 'train', 'not a view of reviews; did you mean rank'),
+    ({'tfds': 'bible/x'}, 'train', 'use tfds=bible'),
+    ({'tfds': 'bible:7.0.0'}, 'train', 'version 7.0.0 is not ours; use 1.0.0'),
+    ({'tfds': 'bible', 'validation_split': 'valid'}, 'validation',
+     'no split .valid.; set validation_split to one of train'),
+])
+def test_mistakes_about_sets_are_one_line(read, source, data_dir, keys, split, message):
+    read('bible')
+    with pytest.raises(UserError, match=message) as caught:
+        list(records(source(**keys), split, data_dir, BadRows(0.0)))
+    assert '\n' not in str(caught.value)
+
+
+def test_a_part_of_a_split_is_a_split(read, source, data_dir):
+    books = read('bible')['train']
+    config = source(tfds='bible', train_split='train[:80%]', validation_split='train[80%:]')
+    parts = [list(records(config, split, data_dir, BadRows(0.0))) for split in ('train', 'validation')]
+    assert parts[0] + parts[1] == books and all(parts)
+    assert len({content_sha256(config, split, data_dir) for split in ('train', 'validation')}) == 2
+
+
+def test_a_set_that_is_not_built_says_so(source, tmp_path):
+    with pytest.raises(UserError, match='tfds=bible is not built in data_dir'):
+        size(source(tfds='bible'), 'train', str(tmp_path))

@@ -1,0 +1,69 @@
+"""The order is a pure function of the position: every epoch a new permutation, mixtures by weight."""
+
+import numpy as np
+import pytest
+
+from llm.config import UserError
+from llm.data.order import Mixture
+
+
+class Numbered:
+    """Rows that say who they are."""
+
+    def __init__(self, name: int, length: int):
+        self._name, self._length = name, length
+
+    def __len__(self):
+        return self._length
+
+    def rows(self, indices):
+        return {'index_B': np.asarray(indices, np.int32), 'name_BT': np.full((len(indices), 2), self._name)}
+
+
+def mixture(seed=0, weights=(1.0, 3.0)):
+    return Mixture({'few': Numbered(7, 5), 'many': Numbered(8, 40)}, dict(zip(('few', 'many'), weights)), seed)
+
+
+def indices(stream, start, stop):
+    return stream.rows(np.arange(start, stop))['index_B'].tolist()
+
+
+def test_each_epoch_is_another_permutation():
+    stream = Mixture({'only': Numbered(0, 10)}, {'only': 1.0}, 0)
+    epochs = [indices(stream, 10 * epoch, 10 * epoch + 10) for epoch in range(6)]
+    assert all(sorted(epoch) == list(range(10)) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) == 6
+
+
+def test_any_position_can_be_read_alone_and_in_any_order():
+    whole = mixture().rows(np.arange(200))
+    places = np.array([150, 3, 3, 77, 199, 0])
+    for key, value in mixture().rows(places).items():
+        np.testing.assert_array_equal(value, whole[key][places])
+
+
+def test_seeds_give_different_orders_and_the_same_seed_the_same():
+    assert indices(mixture(0), 0, 100) == indices(mixture(0), 0, 100)
+    assert indices(mixture(0), 0, 100) != indices(mixture(1), 0, 100)
+
+
+def test_shares_follow_the_weights_and_a_short_source_repeats():
+    stream = mixture()
+    names = stream.sources(np.arange(400))
+    assert abs(names.count('few') - 100) <= 1
+    assert stream.rows(np.arange(400))['name_BT'][:, 0].tolist() == [7 if name == 'few' else 8 for name in names]
+    few = [index for index, name in zip(indices(stream, 0, 400), names) if name == 'few']
+    assert all(sorted(few[at:at + 5]) == list(range(5)) for at in range(0, 95, 5))
+
+
+def test_two_sources_of_one_length_are_shuffled_differently():
+    stream = Mixture({'a': Numbered(0, 30), 'b': Numbered(1, 30)}, {'a': 1.0, 'b': 1.0}, 0)
+    rows = stream.rows(np.arange(60))
+    first, second = (rows['index_B'][rows['name_BT'][:, 0] == name].tolist() for name in (0, 1))
+    assert sorted(first) == sorted(second) and first != second
+
+
+@pytest.mark.parametrize('weight', [0.0, -1.0, float('nan')])
+def test_a_weight_that_is_not_positive_is_refused(weight):
+    with pytest.raises(UserError, match='data.sources.many.weight='):
+        mixture(weights=(1.0, weight))
