@@ -1,5 +1,6 @@
 """What the data tests share: one small tokenizer, and configs of sources made as the stages make them."""
 
+import pathlib
 import random
 
 import pytest
@@ -8,8 +9,8 @@ from configs import base
 from llm.config import DataConfig, SourceConfig, from_dict
 from llm.data import tokenizer as tokenizers
 
-WORDS = ('the a of to and in is was film plot king queen love death night day good bad great dull bright actor '
-         'story scene music begins ends never always with without laughter tears').split()
+WORDS = ('the a of to and in is was film plot king queen love death night day good bad great dull bright '
+         'actor story scene music begins ends never always with without laughter tears').split()
 
 
 def prose(number: int, words: int) -> str:
@@ -31,7 +32,7 @@ def tokenizer(tmp_path_factory) -> tokenizers.Tokenizer:
 @pytest.fixture(scope='session')
 def data_dir() -> str:
     """Where the configs keep downloads and TFDS sets: filled by the first run on a machine."""
-    return base.data().data_dir
+    return str(pathlib.Path(base.data().data_dir).expanduser())
 
 
 @pytest.fixture

@@ -1,11 +1,12 @@
-"""Our TFDS sets as built from the real packages: what the publications say of them, and splits that do not leak.
+"""Our TFDS sets as built from the real packages: what the publications say of them, splits that do not leak.
 
 The first run on a machine downloads four packages into the configs' data_dir; later ones only read.
 """
 
 import pytest
 
-from llm.config import UserError
+from configs import base
+from llm.config import SourceConfig, UserError, from_dict
 from llm.data import splits
 from llm.data.datasets import reviews
 from llm.data.sources import BadRows, content_sha256, materialize, records, size
@@ -17,8 +18,6 @@ SPLITS = ('train', 'validation', 'test')
 @pytest.fixture(scope='session')
 def read(data_dir):
     """read(tfds name) -> {split: records}, built if need be, each read once."""
-    from configs import base
-    from llm.config import SourceConfig, from_dict
     kept = {}
 
     def call(name):
@@ -26,7 +25,7 @@ def read(data_dir):
             source = from_dict(SourceConfig, base.source(tfds=name).to_dict())
             materialize(source, data_dir, silent)
             kept[name] = {split: list(records(source, split, data_dir, BadRows(0.0))) for split in SPLITS}
-            assert [size(source, split, data_dir) for split in SPLITS] == [len(rows) for rows in kept[name].values()]
+            assert all(size(source, split, data_dir) == len(rows) for split, rows in kept[name].items())
         return kept[name]
     return call
 
@@ -67,7 +66,8 @@ def snippets(read, view):
     taken = {'text': lambda row: [row['text']], 'write': lambda row: [row['messages'][1]['content']],
              'judge': lambda row: [row['messages'][0]['content'].removeprefix(reviews.JUDGE_PROMPT)],
              'rank': lambda row: row['answers']}[view]
-    return {split: [text for row in rows for text in taken(row)] for split, rows in read(f'reviews/{view}').items()}
+    return {split: [text for row in rows for text in taken(row)]
+            for split, rows in read(f'reviews/{view}').items()}
 
 
 @pytest.mark.parametrize('view', ['text', 'write', 'judge', 'rank'])
@@ -79,11 +79,8 @@ def test_a_snippet_is_in_the_same_split_in_every_view(read, view):
 
 
 def test_ratings_are_every_raters_and_agree_with_the_other_views(read, data_dir):
-    import tensorflow_datasets as tfds
-    read('reviews/text')
+    read('reviews/ratings')
     builder = reviews.Reviews(config='ratings', data_dir=data_dir, file_format='array_record')
-    tfds.disable_progress_bar()
-    builder.download_and_prepare()
     # Hutto & Gilbert 2014: 10,605 snippets of films, 3,708 of products.
     assert sum(split.num_examples for split in builder.info.splits.values()) == 10605 + 3708
     rows = [row for split in SPLITS[1:] for row in builder.as_data_source(split)]
@@ -92,10 +89,10 @@ def test_ratings_are_every_raters_and_agree_with_the_other_views(read, data_dir)
         assert 14 <= len(row['ratings']) <= 29 and all(-4 <= rating <= 4 for rating in row['ratings'])
         assert sum(row['ratings']) / len(row['ratings']) == pytest.approx(float(row['mean']), abs=1e-5)
     means = {row['text'].decode(): float(row['mean']) for row in rows if row['domain'] == b'film'}
-    verdicts = [(row['messages'][0]['content'].removeprefix(reviews.JUDGE_PROMPT), row['messages'][1]['content'])
-                for row in read('reviews/judge')['validation']]
-    assert all({'positive': 0.5, 'negative': -4}[verdict] <= means[text] <= {'positive': 4, 'negative': -0.5}[verdict]
-               for text, verdict in verdicts)
+    bounds = {'positive': (0.5, 4), 'negative': (-4, -0.5)}
+    for row in read('reviews/judge')['validation']:
+        low, high = bounds[row['messages'][1]['content']]
+        assert low <= means[row['messages'][0]['content'].removeprefix(reviews.JUDGE_PROMPT)] <= high
     assert all(means[answer] == pytest.approx(score) for row in read('reviews/rank')['test']
                for answer, score in zip(row['answers'], row['scores']))
 
@@ -124,7 +121,8 @@ def test_questions_stay_in_one_split_and_no_exchange_is_there_twice(read):
              for split, rows in read('exchanges').items()}
     assert sum(map(len, pairs.values())) == len(set().union(*pairs.values())) > 800
     asked = {split: {question.casefold() for question, _ in rows} for split, rows in pairs.items()}
-    assert not asked['train'] & (asked['validation'] | asked['test']) and not asked['validation'] & asked['test']
+    assert not asked['train'] & (asked['validation'] | asked['test'])
+    assert not asked['validation'] & asked['test']
     assert all(pairs.values())
 
 

@@ -21,8 +21,8 @@ class SomebodysSet(tfds.core.GeneratorBasedBuilder):
             {'body': tfds.features.Text(), 'label': tfds.features.ClassLabel(num_classes=2)}))
 
     def _split_generators(self, dl_manager):
-        return {'train': ((number, {'body': b'\xff' if number > 17 else f'text {number}', 'label': number % 2})
-                          for number in range(20))}
+        texts = [f'text {number}' for number in range(18)] + [b'\xff', b'\xfe']
+        return {'train': ((number, {'body': text, 'label': number % 2}) for number, text in enumerate(texts))}
 
     def _generate_examples(self):
         raise NotImplementedError

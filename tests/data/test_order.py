@@ -21,7 +21,8 @@ class Numbered:
 
 
 def mixture(seed=0, weights=(1.0, 3.0)):
-    return Mixture({'few': Numbered(7, 5), 'many': Numbered(8, 40)}, dict(zip(('few', 'many'), weights)), seed)
+    rows = {'few': Numbered(7, 5), 'many': Numbered(8, 40)}
+    return Mixture(rows, dict(zip(rows, weights)), seed)
 
 
 def indices(stream, start, stop):
@@ -51,7 +52,8 @@ def test_shares_follow_the_weights_and_a_short_source_repeats():
     stream = mixture()
     names = stream.sources(np.arange(400))
     assert abs(names.count('few') - 100) <= 1
-    assert stream.rows(np.arange(400))['name_BT'][:, 0].tolist() == [7 if name == 'few' else 8 for name in names]
+    read = stream.rows(np.arange(400))['name_BT'][:, 0]
+    assert read.tolist() == [7 if name == 'few' else 8 for name in names]
     few = [index for index, name in zip(indices(stream, 0, 400), names) if name == 'few']
     assert all(sorted(few[at:at + 5]) == list(range(5)) for at in range(0, 95, 5))
 

@@ -1,4 +1,4 @@
-"""Fetching with pip: hashes checked, the cache used only when sound, no network in one line. Needs no network."""
+"""Fetching with pip: hashes checked, the cache used only when sound, failures in one line. Needs no network."""
 
 import hashlib
 import io
@@ -50,8 +50,10 @@ def test_fetch_downloads_once_and_mends_a_damaged_file(shelf, tmp_path):
 @pytest.mark.parametrize('wanted', ['another hash', 'another package'])
 def test_what_cannot_be_had_is_one_line(shelf, tmp_path, wanted):
     _, content = shelf
-    asked = package(content + b'x') if wanted == 'another hash' else package(content)._replace(name='quartet-none')
-    with pytest.raises(UserError, match=f'could not download {asked.name}==1.0.*check the network, or put') as caught:
+    asked = {'another hash': package(content + b'x'),
+             'another package': package(content)._replace(name='quartet-none')}[wanted]
+    message = f'could not download {asked.name}==1.0.*check the network, or put'
+    with pytest.raises(UserError, match=message) as caught:
         packages.fetch(asked, epath.Path(tmp_path / 'cache'))
     assert '\n' not in str(caught.value)
     assert not (tmp_path / 'cache' / FILE).exists()

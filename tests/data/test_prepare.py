@@ -9,6 +9,7 @@ import pytest
 
 from llm.config import UserError
 from llm.data.prepare import prepare_chats, prepare_prompts, prepare_ranked, prepare_text
+from llm.data.tokenizer import train
 from tests.data.conftest import prose
 
 
@@ -25,7 +26,7 @@ def chat(*contents):
 @pytest.fixture
 def jsonl(tmp_path, source):
     """jsonl(rows) -> SourceConfig that trains on all of them."""
-    return lambda rows, **keys: source(jsonl=write(tmp_path / 'rows.jsonl', rows), **{'holdout_percent': 0.0, **keys})
+    return lambda rows: source(jsonl=write(tmp_path / 'rows.jsonl', rows), holdout_percent=0.0)
 
 
 TEXTS = [prose(number, words) for number, words in enumerate((1, 30, 3, 200, 7, 12, 64, 5))]
@@ -94,7 +95,7 @@ def test_first_fit_leaves_no_room_for_a_later_chat(jsonl, prepared):
     rows = prepared(prepare_chats, jsonl(CHATS), seq_len=64)
     used = (rows.rows(np.arange(len(rows)))['segments_BT'] > 0).sum(axis=1)
     first = [int((rows.rows(np.array([row]))['segments_BT'] == 1).sum()) for row in range(len(rows))]
-    assert all(used[row] + first[later] > 64 for row in range(len(rows)) for later in range(row + 1, len(rows)))
+    assert all(used[row] + later > 64 for row in range(len(rows)) for later in first[row + 1:])
 
 
 def test_too_long_chats_are_counted_and_dropped(jsonl, prepared):
@@ -104,7 +105,7 @@ def test_too_long_chats_are_counted_and_dropped(jsonl, prepared):
 
 
 def test_nothing_short_enough_is_one_line(jsonl, prepared):
-    with pytest.raises(UserError, match='mine has nothing for train: all 60 records are longer than 4 tokens'):
+    with pytest.raises(UserError, match='nothing for train: all 60 records are longer than 4 tokens'):
         prepared(prepare_chats, jsonl(CHATS), seq_len=4)
 
 
@@ -196,9 +197,11 @@ def test_prepared_rows_are_reused_until_something_changes(jsonl, prepared, tmp_p
 
 def test_progress_ends_at_the_number_of_rows(jsonl, data, tokenizer, tmp_path):
     seen = []
-    prepare_text('mine', jsonl([{'text': str(n)} for n in range(1200)]), 'train', tokenizer, seq_len=16, data=data(),
+    source = jsonl([{'text': str(number)} for number in range(1200)])
+    prepare_text('mine', source, 'train', tokenizer, seq_len=16, data=data(),
                  cache_dir=str(tmp_path / 'cache'), progress=lambda *call: seen.append(call))
-    assert seen == [('prepare mine/train', 500, 0), ('prepare mine/train', 1000, 0), ('prepare mine/train', 1200, 1200)]
+    assert [call[1:] for call in seen] == [(500, 0), (1000, 0), (1200, 1200)]
+    assert {call[0] for call in seen} == {'prepare mine/train'}
 
 
 _RACE = '''
@@ -207,26 +210,26 @@ sys.path.insert(0, {root!r})
 from llm.config import DataConfig, SourceConfig
 from llm.data.prepare import prepare_text
 from llm.data.tokenizer import Tokenizer
-source = SourceConfig(tfds=None, jsonl={jsonl!r}, text=None, fields={{}}, train_split='train', validation_split='validation',
-                      validation_files=None, holdout_percent=0.0, weight=1.0)
+source = SourceConfig(tfds=None, jsonl={jsonl!r}, text=None, fields={{}}, train_split='train',
+                      validation_split='validation', validation_files=None, holdout_percent=0.0, weight=1.0)
 tokenizer = Tokenizer.from_file({model!r})
 def wait(what, done, total):
     print(done, flush=True)
     sys.stdin.readline()
 rows = prepare_text('mine', source, 'train', tokenizer, seq_len=16,
-                    data=DataConfig(sources={{}}, data_dir='unused', max_bad_percent=1.0), cache_dir={cache!r}, progress=wait)
+                    data=DataConfig(sources={{}}, data_dir='unused', max_bad_percent=1.0),
+                    cache_dir={cache!r}, progress=wait)
 print(rows.sha256)
 '''
 
 
 def test_two_processes_may_prepare_one_corpus(jsonl, tmp_path, pytestconfig):
-    from llm.data.tokenizer import train
     train((prose(number, 40) for number in range(50)), 300, 10**6, str(tmp_path / 'a.model'))
     jsonl([{'text': text} for text in TEXTS])
     script = _RACE.format(root=str(pytestconfig.rootpath), jsonl=str(tmp_path / 'rows.jsonl'),
                           model=str(tmp_path / 'a.model'), cache=str(tmp_path / 'cache'))
-    both = [subprocess.Popen([sys.executable, '-c', script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-            for _ in range(2)]
+    both = [subprocess.Popen([sys.executable, '-c', script], text=True, stdin=subprocess.PIPE,
+                             stdout=subprocess.PIPE) for _ in range(2)]
     for process in both:  # both have begun, and neither has finished, before either goes on
         assert process.stdout.readline().strip() == str(len(TEXTS))
     ends = [process.communicate('\n', timeout=60)[0] for process in both]

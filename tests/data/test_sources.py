@@ -1,4 +1,4 @@
-"""Rows from JSON lines and plain text: schemas, bad rows by file and line, globs, holdouts, one-line refusals."""
+"""Rows from JSON lines and plain text: schemas, bad rows by file and line, globs, holdouts, refusals."""
 
 import json
 
@@ -13,7 +13,8 @@ ASKED = [{'role': 'user', 'content': 'q'}]
 
 
 def write(path, *rows):
-    path.write_bytes(b''.join((row if isinstance(row, bytes) else json.dumps(row).encode()) + b'\n' for row in rows))
+    lines = [row if isinstance(row, bytes) else json.dumps(row).encode() for row in rows]
+    path.write_bytes(b''.join(line + b'\n' for line in lines))
     return str(path)
 
 
@@ -32,7 +33,8 @@ def all_of(source, path, **keys):
     ({'text': 'x', 'other': 1}, {'text': 'x'}),
     ({'messages': CHAT}, {'messages': CHAT}),
     ({'prompt': 'q'}, {'messages': ASKED}),
-    ({'prompt': 'q', 'chosen': 'b', 'rejected': 'a'}, {'messages': ASKED, 'answers': ['b', 'a'], 'scores': [1.0, 0.0]}),
+    ({'prompt': 'q', 'chosen': 'b', 'rejected': 'a'},
+     {'messages': ASKED, 'answers': ['b', 'a'], 'scores': [1.0, 0.0]}),
     ({'messages': ASKED, 'answers': ['a', 'b'], 'scores': [1, -2.5]},
      {'messages': ASKED, 'answers': ['a', 'b'], 'scores': [1.0, -2.5]}),
     ({'prompt': 'q', 'answers': ['a', 'b', 'c'], 'ranks': [2, 1, 3]},
@@ -127,7 +129,8 @@ def test_files_have_no_test_split(tmp_path, source):
 def test_holdout_is_disjoint_complete_and_stable(tmp_path, source, kind):
     texts = [prose(number, 8) + f' {number % 150}' for number in range(150)] * 2
     if kind == 'jsonl':
-        config = source(jsonl=write(tmp_path / 'a.jsonl', *[{'text': text} for text in texts]), holdout_percent=20.0)
+        path = write(tmp_path / 'a.jsonl', *[{'text': text} for text in texts])
+        config = source(jsonl=path, holdout_percent=20.0)
     else:
         for number, text in enumerate(texts):
             (tmp_path / f'{number:04}.txt').write_text(text)
@@ -169,7 +172,8 @@ def test_content_hash_follows_content_and_not_place(tmp_path, source):
         write(tmp_path / f'{name}.jsonl', {'text': text})
     assert digest(tmp_path / 'a.jsonl') == digest(tmp_path / 'b.jsonl')
     others = [digest(tmp_path / 'c.jsonl'), digest(tmp_path / '*.jsonl'),
-              digest(tmp_path / 'a.jsonl', holdout_percent=9.0), digest(tmp_path / 'a.jsonl', fields={'text': 'b'})]
+              digest(tmp_path / 'a.jsonl', holdout_percent=9.0),
+              digest(tmp_path / 'a.jsonl', fields={'text': 'b'})]
     assert len({digest(tmp_path / 'a.jsonl'), *others}) == 5
 
 

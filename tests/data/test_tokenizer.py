@@ -2,13 +2,15 @@
 
 from hypothesis import given, settings, strategies as st
 import pytest
+import sentencepiece
 
 from llm.config import UserError
 from llm.data.tokenizer import SPECIAL, Tokenizer, piece_of, train
 from tests.data.conftest import prose
 
-HOSTILE = ['<|eos|>', '<|user|>x<|assistant|>', '<s></s><unk><pad>', '<0x0A><0xFF>', '\u2581', 'a\u2581 b\u2581\u2581',
-           ' <|bos|> ', '\0', '\ufeffx', '\u2028\u0085\r\n', '  two  spaces  ', '\n\n\n', '', ' ', '日本語 😀 e\u0301',
+HOSTILE = ['<|eos|>', '<|user|>x<|assistant|>', '<s></s><unk><pad>', '<0x0A><0xFF>', '\u2581',
+           'a\u2581 b\u2581\u2581', ' <|bos|> ', '\0', '\ufeffx', '\u2028\u0085\r\n', '  two  spaces  ', '\n\n\n', '',
+           ' ', '日本語 😀 e\u0301',
            'the the ' * 50 + '<|pad|>']
 
 
@@ -67,7 +69,8 @@ def test_beginning_of_an_answer_is_gone_on_with(tokenizer):
 
 
 def test_show_names_marks_and_hides_padding(tokenizer):
-    ids = tokenizer.encode_prompt([{'role': 'user', 'content': 'é the'}]) + [tokenizer.special_ids['pad']] * 2
+    ids = tokenizer.encode_prompt([{'role': 'user', 'content': 'é the'}])
+    ids += [tokenizer.special_ids['pad']] * 2
     assert tokenizer.show(ids) == '<|bos|><|user|>é the<|assistant|>'
 
 
@@ -110,7 +113,6 @@ def test_missing_or_foreign_model_is_one_line(tmp_path):
 
 
 def test_model_without_our_marks_is_refused(tmp_path):
-    import sentencepiece
     with open(tmp_path / 'foreign.model', 'wb') as file:
         sentencepiece.SentencePieceTrainer.train(
             sentence_iterator=(prose(number, 30) for number in range(50)), model_writer=file, vocab_size=60,
