@@ -164,6 +164,11 @@ def ppo() -> ConfigDict:
     return config
 
 
+def check_variant(variant: str, known: tuple[str, ...]) -> None:
+    if variant not in known:
+        raise ValueError(f'variant {variant!r} is not known; use one of {", ".join(filter(None, known))}, or none')
+
+
 def shrink(config: ConfigDict) -> None:
     """The `:tiny` form of any recipe: seconds on two cores, the same code path."""
     config.batch_size = 8

@@ -13,6 +13,7 @@ from configs import base
 
 
 def get_config(variant: str = '') -> ConfigDict:
+    base.check_variant(variant, ('', 'tiny'))
     config = base.ppo()
     config.data = base.data(begin=base.source(tfds='reviews/begin'))
     config.stop_step = 40

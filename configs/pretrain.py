@@ -11,6 +11,7 @@ from configs import sizes
 
 
 def get_config(variant: str = '') -> ConfigDict:
+    base.check_variant(variant, ('', 'tiny'))
     config = base.pretrain(sizes.mini())
     config.data = base.data(bible=base.source(tfds='bible'), shakespeare=base.source(tfds='shakespeare'),
                             reviews=base.source(tfds='reviews/text', weight=0.3))

@@ -12,6 +12,7 @@ from configs import base
 
 
 def get_config(variant: str = '') -> ConfigDict:
+    base.check_variant(variant, ('', 'tiny'))
     config = base.reward()
     config.data = base.data(rank=base.source(tfds='reviews/rank'))
     config.prompt_data = base.data(begin=base.source(tfds='reviews/begin'))

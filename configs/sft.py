@@ -13,6 +13,7 @@ PROMPTS = ('Write a film review.', 'Write a product review.', 'What is the capit
 
 
 def get_config(variant: str = '') -> ConfigDict:
+    base.check_variant(variant, ('', 'tiny'))
     config = base.sft()
     config.data = base.data(write=base.source(tfds='reviews/write'), judge=base.source(tfds='reviews/judge'),
                             answer=base.source(tfds='exchanges', weight=0.5))

@@ -6,15 +6,14 @@ Left out: everything else; the pipeline decides what runs.
 """
 
 import os
-import pathlib
 import sys
 
 from absl import flags
 import jax
-from ml_collections import config_flags
+from ml_collections import config_flags, ConfigDict
 
 from llm import metrics
-from llm.config import UserError, nearest
+from llm.config import UserError
 from llm.pipeline import run_pipeline
 
 CONFIG = config_flags.DEFINE_config_file('config', None, 'config file, and its variant after a colon')
@@ -24,33 +23,40 @@ RERUN = flags.DEFINE_string('rerun', None, 'name of a finished stage to run agai
 
 def main(argv: list[str]) -> int:
     try:
-        parse(argv)
+        config = parse(argv)
         enable_compilation_cache()
-        results = run_pipeline(CONFIG.value, WORKDIR.value, rerun=RERUN.value, say=metrics.say,
-                               progress=metrics.progress)
+        results = run_pipeline(config, WORKDIR.value, rerun=RERUN.value, say=metrics.say, progress=metrics.progress)
     except UserError as error:
-        metrics.say(f'error: {error}')
+        print(f'error: {error}', file=sys.stderr)
         return 2
-    metrics.table([
+    metrics.table('every stage beside its parent, on its own held-out number', [
         {'stage': name, 'held-out number': result.metric, 'parent': result.before, 'now': result.after,
          'step': result.step, 'ended by': result.why, 'seconds': round(result.seconds)}
         for name, result in results.items()])
     return 0
 
 
-def parse(argv: list[str]) -> None:
-    """Parses flags; whatever absl or ml_collections make of a mistake becomes one UserError."""
+def parse(argv: list[str]) -> ConfigDict:
+    """The config with its overrides; whatever absl or ml_collections make of a mistake becomes one UserError."""
     try:
         rest = flags.FLAGS(argv)
+        if len(rest) > 1:
+            raise UserError(f'argument {rest[1]!r} is not a flag; write --name=value')
+        for name in ('config', 'workdir'):
+            if flags.FLAGS[name].value is None:
+                raise UserError(f'--{name} is missing; e.g. --config=configs/quickstart.py --workdir=runs/quickstart')
+        CONFIG.value.keys()  # a config that could not be loaded complains when it is first used
+        return CONFIG.value
     except flags.Error as error:
-        raise UserError(str(error).replace('\n', ' ')) from error
-    except (AttributeError, KeyError, TypeError, ValueError, ImportError, OSError) as error:
-        raise UserError(f'--config: {" ".join(str(error).split())}') from error
-    if len(rest) > 1:
-        raise UserError(f'argument {rest[1]!r} is not a flag; write --name=value')
-    for name in ('config', 'workdir'):
-        if flags.FLAGS[name].value is None:
-            raise UserError(f'--{name} is missing; e.g. --config=configs/quickstart.py --workdir=runs/quickstart')
+        raise UserError(_one_line(error)) from error
+    except (AttributeError, KeyError, TypeError, ValueError, ImportError, SyntaxError, OSError) as error:
+        raise error if isinstance(error, UserError) else UserError(f'--config: {_one_line(error)}') from error
+
+
+def _one_line(error: Exception) -> str:
+    """The last line of a message: absl and ml_collections put tracebacks and search paths before it."""
+    text = str(error.args[0]) if error.args else str(error)
+    return text.strip().splitlines()[-1].strip()
 
 
 def enable_compilation_cache() -> None:

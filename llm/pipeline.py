@@ -29,7 +29,7 @@ from llm.manifest import check_parent, parse_reference, sealed_steps
 from llm.manifest import read as read_manifest
 from llm.owner import Owner
 from llm.run import Parent, Result, Run
-from llm.sharding import make_mesh
+from llm.sharding import AxisRules, check_batch, make_mesh
 from llm.stages import ppo, pretrain, reward, sft
 
 STAGES = {'pretrain': pretrain, 'sft': sft, 'reward': reward, 'ppo': ppo}
@@ -52,7 +52,13 @@ def run_pipeline(config, workdir: str, *, rerun: str | None, say: Callable[[str]
     stages = parse(config)
     if rerun is not None and rerun not in stages:
         raise UserError(f'--rerun={rerun} is not a stage of this pipeline{nearest(rerun, stages)}')
+    for name, config in stages.items():
+        check_execution(name, config)
     root = epath.Path(workdir if '://' in workdir else os.path.abspath(workdir))
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f'--workdir={workdir} cannot be made ({error.strerror}); name a folder you may write') from None
     done: dict[str, tuple[epath.Path, Result]] = {}
     for name in topological(stages):
         run = resolve(name, stages[name], root, done, say=say, progress=progress)
@@ -71,6 +77,17 @@ def parse(config) -> dict[str, StageConfig]:
         if key != 'stages':
             raise UserError(f'unknown config key {key}; in a pipeline, keys belong to a stage: stages.NAME.{key}')
     return {name: config_lib.stage_config(stage) for name, stage in config.stages.items()}
+
+
+def check_execution(name: str, config: StageConfig) -> None:
+    """Raises UserError for a mesh, rules or batch sizes that do not go together, before any stage runs."""
+    try:
+        mesh, rules = make_mesh(config.exec.mesh), AxisRules.from_config(config.exec.rules)
+        for key in ('batch_size', 'rollout_batch', 'normalize_samples'):
+            if hasattr(config, key):
+                check_batch(key, getattr(config, key), mesh, rules)
+    except UserError as error:
+        raise UserError(f'stage {name}: {error}') from None
 
 
 def references(name: str, config: StageConfig) -> dict[str, str]:
@@ -222,7 +239,8 @@ def execute(run: Run) -> Result:
     if not run.folder.exists():
         name_differences(run)
     run.folder.mkdir(parents=True, exist_ok=True)
-    with Owner(run.folder):
+    with Owner(run.folder) as owner:
+        run = dataclasses.replace(run, owner=owner)
         write_json(run.folder / 'identity.json', {
             'name': run.name, 'identity': run.identity, 'config': dataclasses.asdict(run.config),
             'parents': {key: f'{parent.folder}@{parent.step}' for key, parent in run.parents.items()}})
@@ -237,6 +255,8 @@ def execute(run: Run) -> Result:
 def set_aside(run: Run) -> None:
     """Renames a run's folder, so that the stage starts anew and nothing is lost."""
     if run.folder.exists():
+        with Owner(run.folder):
+            pass  # refused while another process works on it
         number = next(n for n in itertools.count(1) if not _aside(run, n).exists())
         run.folder.rename(_aside(run, number))
         run.say(f'{run.name}  the earlier run is now {_aside(run, number)}')

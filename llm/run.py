@@ -40,6 +40,7 @@ from llm.manifest import Manifest, parent_record
 from llm.metrics import Metrics
 from llm.model.attention import MaskSpec
 from llm.model.transformer import Transformer
+from llm.owner import Owner
 from llm.sharding import AxisRules, batch_sharding, check_batch
 from llm.train_state import TrainState
 
@@ -86,6 +87,7 @@ class Run:
     cache_dir: str  # prepared corpora, shared by the runs of a workdir
     say: Callable[[str], None]
     progress: Callable[[str, int, int], None]
+    owner: Owner | None = None  # of the folder, while the stage runs
 
     @functools.cached_property
     def tokenizer(self) -> Tokenizer:
@@ -220,6 +222,7 @@ class Journal(contextlib.AbstractContextManager):
     def save(self, step: int, state: TrainState, *, reward: dict[str, float] | None = None) -> None:
         """Saves in the background; `reward`: mean and deviation of a scorer's scores."""
         with self._metrics.aside():
+            self._run.owner.check()
             self._checkpoints.save(step, _items(state), self.host, self._manifest(reward),
                                    best=self.host['best_step'] == step)
         self._last = step
