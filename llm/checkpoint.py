@@ -19,6 +19,7 @@ import contextlib
 import dataclasses
 import datetime
 import json
+import logging
 from typing import Any, NamedTuple
 from unittest import mock
 
@@ -56,8 +57,11 @@ class Checkpoints:
         self._folder = _absolute(folder)
         self._keep = keep
         self._say = say
+        self._stack = contextlib.ExitStack()
+        self._stack.enter_context(_quiet())
         self._orbax = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler())
-        self._sealer = ThreadPoolExecutor(1, 'seal')
+        self._stack.callback(self._orbax.close)
+        self._sealer = self._stack.enter_context(ThreadPoolExecutor(1, 'seal'))
         self._pending: Future | None = None
         if jax.process_index() == 0:
             self._folder.mkdir(parents=True, exist_ok=True)
@@ -137,11 +141,8 @@ class Checkpoints:
             pending.result()
 
     def close(self) -> None:
-        try:
+        with self._stack:
             self.wait()
-        finally:
-            self._sealer.shutdown()
-            self._orbax.close()
 
     def steps(self) -> list[int]:
         """The sealed steps, oldest first."""
@@ -212,8 +213,7 @@ def _load(folder: epath.Path, step: int, items: dict[str, Any], *, exact: bool) 
                                          partial_restore=True)
             for item, leaves in flat.items()}
     try:
-        with (mock.patch.object(asyncio, 'new_event_loop', _PatientLoop),
-              ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as orbax):
+        with _quiet(), ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as orbax:
             loaded = orbax.restore(folder / str(step),
                                    ocp.args.Composite(host=ocp.args.JsonRestore(), **args))
     except Exception as error:  # whatever Orbax, TensorStore or JSON make of a broken file
@@ -251,12 +251,26 @@ def _compare(item: str, saved: dict[str, dict], wanted: dict[str, Any], *, exact
                                 f'give a step of the same architecture')
 
 
-class _PatientLoop(asyncio.SelectorEventLoop):
-    """Finishes its tasks before it closes.
+@contextlib.contextmanager
+def _quiet():
+    """Keeps Orbax from printing tracebacks of errors that it also raises: a user should see one line.
 
-    Orbax closes its loop at the first leaf that cannot be read, and each of the others still being read then
-    prints a traceback of its own, where a user should see one line.
+    It logs them, and it closes its event loop at the first leaf that cannot be read or written, so that every
+    other one that is still on its way prints a traceback of its own.
     """
+    def not_of_orbax(record: logging.LogRecord) -> bool:
+        return 'orbax' not in record.pathname or record.levelno < logging.ERROR
+    absl = logging.getLogger('absl')
+    absl.addFilter(not_of_orbax)
+    try:
+        with mock.patch.object(asyncio, 'new_event_loop', _PatientLoop):
+            yield
+    finally:
+        absl.removeFilter(not_of_orbax)
+
+
+class _PatientLoop(asyncio.SelectorEventLoop):
+    """Finishes its tasks before it closes."""
 
     def close(self) -> None:
         while not self.is_closed() and (tasks := asyncio.all_tasks(self)):

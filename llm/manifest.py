@@ -170,5 +170,6 @@ def _ancestors(prefix: str, child: Manifest):
 
 
 def first_line(error: Exception) -> str:
-    """What an error says, cut to one line."""
-    return str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
+    """What an error says, in one line: its beginning, and its end, where a system's message stands."""
+    line = (str(error).strip() or type(error).__name__).splitlines()[0].split(' [')[0]
+    return line if len(line) <= 240 else f'{line[:80]} ... {line[-150:]}'

@@ -20,7 +20,8 @@ def on(mesh, array, *spec):
 
 def test_the_mesh_does_not_show():
     rng = np.random.default_rng(0)
-    weight, scale = rng.normal(size=(2, 8, 12)).astype(np.float32), jnp.asarray(rng.normal(size=8), jnp.bfloat16)
+    weight = rng.normal(size=(2, 8, 12)).astype(np.float32)
+    scale = jnp.asarray(rng.normal(size=8), jnp.bfloat16)
     first, *others = [fingerprint({
         'layers': {'w': on(mesh, weight, None, ('data', 'fsdp'), 'tensor')}, 'norm': on(mesh, scale, 'data'),
         'step': on(mesh, np.int32(7)), 'key': on(mesh, jax.random.key(3))}) for mesh in MESHES]

@@ -9,7 +9,7 @@ from llm.config import UserError, digest
 from llm.manifest import (Manifest, check_parent, lineage, lineage_lines, manifest_path, parent_record,
                           parse_reference, read, sealed_steps, write)
 
-TOKENIZER = {'sha256': 'aa', 'vocab_size': 300, 'special_ids': {'pad': 0, 'eos': 2}, 'chat_template': 'quartet-1'}
+TOKENIZER = {'sha256': 'aa', 'vocab_size': 300, 'special_ids': {'pad': 0}, 'chat_template': 'quartet-1'}
 MODEL = {'vocab_size': 300, 'model_dim': 16, 'norm': 'rmsnorm'}
 
 
@@ -101,7 +101,8 @@ def test_other_files_are_refused(tmp_path, text):
     one_line(error, 'damaged')
 
 
-FITS = dict(key='init_from', where='runs/x@3', stages=('sft',), head='token', model=MODEL, tokenizer=TOKENIZER)
+FITS = dict(key='init_from', where='runs/x@3', stages=('sft',), head='token', model=MODEL,
+            tokenizer=TOKENIZER)
 
 
 def test_a_parent_that_fits_is_taken():
@@ -113,7 +114,8 @@ def test_a_parent_that_fits_is_taken():
     ({'stage': 'reward'}, ["'reward'", "'sft'"]),
     ({'heads': ['scalar']}, ["'scalar'", "'token'"]),
     ({'tokenizer': TOKENIZER | {'sha256': 'bb'}}, ['tokenizer.sha256', "'bb'", "'aa'"]),
-    ({'tokenizer': TOKENIZER | {'special_ids': {'pad': 2}}}, ['tokenizer.special_ids', "{'pad': 2}", "'eos': 2"]),
+    ({'tokenizer': TOKENIZER | {'special_ids': {'pad': 2}}},
+     ['tokenizer.special_ids', "'pad': 2", "'pad': 0"]),
     ({'model': MODEL | {'vocab_size': 301}}, ['model.vocab_size', '301', '300']),
     ({'model': {'vocab_size': 300, 'model_dim': 16}}, ['model.norm', 'None', "'rmsnorm'"]),
     ({'model': MODEL | {'experts': 8}}, ['model.experts', '8', 'None']),
