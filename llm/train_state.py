@@ -52,7 +52,7 @@ def create(init: Callable[[jax.Array], Any], tx: optax.GradientTransformation, s
     def build(init_key, key, given):
         fresh = nn.meta.unbox(init(init_key))
         params = jax.tree_util.tree_map_with_path(lambda path, leaf: given.get(keystr(path), leaf), fresh)
-        # Every output of a jit with out_shardings is a buffer of its own: `ema` and the parent's are copied so.
+        # Every output of a jit with out_shardings is a buffer of its own: so ema and parent are copied.
         return TrainState(params, tx.init(params), jnp.zeros((), jnp.int32), key, params if ema else None)
 
     shapes = jax.eval_shape(build, init_key, key, given)
