@@ -58,8 +58,11 @@ def means(losses: list[Loss]) -> dict[str, float]:
     return {name: total / weight if weight else math.nan for name, (total, weight) in totals.items()}
 
 
-def answers(run: Run, model: Transformer, params: Any, prompts: list[list[int]]) -> list[str]:
-    """What the model says after each prompt (token ids), as text; `samples` in the config says how."""
+def answers(run: Run, params: Any, prompts: list[list[int]]) -> list[str]:
+    """What the run's language model says after each prompt (token ids), as text; `config.samples` says how."""
+    if not prompts:
+        return []
+    model = Transformer(run.model_config, run.config.exec)
     how, special = run.config.samples, run.tokenizer.special_ids
     width, size = max(map(len, prompts)), -(-len(prompts) // run.mesh.size) * run.mesh.size
     tokens_BT = np.full((size, width), special['pad'], np.int32)

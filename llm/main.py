@@ -5,6 +5,7 @@ Out: finished stages in the folder, one table on the screen. Exit code 0, or 2 w
 Left out: everything else; the pipeline decides what runs.
 """
 
+from collections.abc import Callable
 import os
 import sys
 
@@ -21,19 +22,23 @@ WORKDIR = flags.DEFINE_string('workdir', None, 'folder of the runs; may be a buc
 RERUN = flags.DEFINE_string('rerun', None, 'name of a finished stage to run again; the old run is set aside')
 
 
-def main(argv: list[str]) -> int:
+def guarded(work: Callable[[], None]) -> int:
+    """The exit code of a command: 0, or 2 and one line where the user made a mistake."""
     try:
-        config = parse(argv)
         enable_compilation_cache()
-        results = run_pipeline(config, WORKDIR.value, rerun=RERUN.value, say=metrics.say, progress=metrics.progress)
+        work()
     except UserError as error:
         print(f'error: {error}', file=sys.stderr)
         return 2
+    return 0
+
+
+def main(argv: list[str]) -> None:
+    results = run_pipeline(parse(argv), WORKDIR.value, rerun=RERUN.value, say=metrics.say, progress=metrics.progress)
     metrics.table('every stage beside its parent, on its own held-out number', [
         {'stage': name, 'held-out number': result.metric, 'parent': result.before, 'now': result.after,
          'step': result.step, 'ended by': result.why, 'seconds': round(result.seconds)}
         for name, result in results.items()])
-    return 0
 
 
 def parse(argv: list[str]) -> ConfigDict:
@@ -56,7 +61,7 @@ def parse(argv: list[str]) -> ConfigDict:
 def _one_line(error: Exception) -> str:
     """The last line of a message: absl and ml_collections put tracebacks and search paths before it."""
     text = str(error.args[0]) if error.args else str(error)
-    return text.strip().splitlines()[-1].strip()
+    return text.replace('\\n', '\n').strip().splitlines()[-1].strip()
 
 
 def enable_compilation_cache() -> None:
@@ -66,4 +71,4 @@ def enable_compilation_cache() -> None:
 
 
 if __name__ == '__main__':
-    sys.exit(main(sys.argv))
+    sys.exit(guarded(lambda: main(sys.argv)))

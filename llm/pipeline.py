@@ -20,6 +20,8 @@ import jax
 
 from llm import config as config_lib
 from llm import provenance
+from llm import train_state
+from llm.checkpoint import load_params
 from llm.config import DataConfig, StageConfig, UserError, nearest
 from llm.data import sources
 from llm.data import tokenizer as tokenizer_lib
@@ -32,6 +34,7 @@ from llm.run import Parent, Result, Run
 from llm.sharding import AxisRules, check_batch, make_mesh
 from llm.stages import ppo, pretrain, reward, sft
 
+# Each has run(run) -> Result, and for one of its checkpoints initial(run), evaluator(run) and samples(run, params).
 STAGES = {'pretrain': pretrain, 'sft': sft, 'reward': reward, 'ppo': ppo}
 
 # What a stage asks of the checkpoint behind each of its config keys: allowed stages, and the head.
@@ -137,6 +140,21 @@ def resolve(name: str, config: StageConfig, root: epath.Path, done: dict[str, tu
     return Run(name=name, config=config, folder=root / f'{name}-{config_lib.digest(identity)[:8]}',
                identity=identity, parents=parents, mesh=mesh, cache_dir=str(root / 'data'), say=say,
                progress=progress)
+
+
+def open_step(reference: str, *, say: Callable[[str], None],
+              progress: Callable[[str, int, int], None]) -> tuple[Run, int, Any]:
+    """A run from its folder alone, a step of it, and that step's parameters (`PATH[@step]`; else the chosen step)."""
+    path, step = parse_reference(reference, '--checkpoint')
+    folder = epath.Path(os.path.abspath(path) if '://' not in path else path)
+    step = chosen_step(folder, f'--checkpoint={reference}') if step is None else step
+    stored = json.loads((folder / 'identity.json').read_text())
+    config = config_lib.from_dict(config_lib.STAGES[stored['config']['stage']], stored['config'])
+    parents = {key: find_parent(config.stage, key, parent, {}) for key, parent in stored['parents'].items()}
+    run = Run(name=stored['name'], config=config, folder=folder, identity=stored['identity'], parents=parents,
+              mesh=make_mesh(config.exec.mesh), cache_dir=str(folder.parent / 'data'), say=say, progress=progress)
+    shapes = train_state.abstract_params(STAGES[config.stage].initial(run), run.mesh, run.rules)
+    return run, step, load_params(folder / 'checkpoints', step, shapes)[0]
 
 
 def find_parent(stage: str, key: str, reference: str, done: dict[str, tuple[epath.Path, Result]]) -> Parent:

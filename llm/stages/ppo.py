@@ -11,7 +11,7 @@ trajectories need no saving. Models are read at the sampling temperature through
 from collections.abc import Callable, Iterator
 import dataclasses
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -32,40 +32,49 @@ from llm.optim import by_top_key, make_optimizer
 from llm.rollout.generate import make_generate
 from llm.rollout.trajectories import Trajectories
 from llm.run import Journal, Result, Run, averaged, initializer
+from llm.stages import sft
 from llm.train_state import TrainState, shardings
 from llm.train_step import make_train_step
 
 _SAMPLING, _HELD_OUT = 2**32 - 1, 2**32 - 2  # streams of keys apart from those of training steps
 
 
-@dataclasses.dataclass(frozen=True)
-class Models:
+class Models(NamedTuple):
     """The two shapes of model: the reference has the policy's, the value has the scorer's."""
 
     policy: Transformer
     scorer: Transformer
 
-    @classmethod
-    def of(cls, run: Run) -> 'Models':
-        return cls(Transformer(run.model_config, run.config.exec),
-                   Transformer(run.parents['reward_from'].model_config, run.config.exec, head='scalar'))
 
-    def init(self, key: jax.Array) -> dict[str, Any]:
-        return {'policy': initializer(self.policy)(key), 'value': initializer(self.scorer)(key)}
+def models_of(run: Run) -> Models:
+    return Models(Transformer(run.model_config, run.config.exec),
+                  Transformer(run.parents['reward_from'].model_config, run.config.exec, head='scalar'))
+
+
+def initial(run: Run) -> Callable[[jax.Array], dict[str, Any]]:
+    """key -> parameters of the shape that this stage trains."""
+    models = models_of(run)
+    return lambda key: {'policy': initializer(models.policy)(key), 'value': initializer(models.scorer)(key)}
+
+
+def load_frozen(run: Run) -> dict[str, Any]:
+    """Parameters that never change: the reference and the scorer."""
+    models = models_of(run)
+    return {'reference': run.load('init_from', models.policy), 'scorer': run.load('reward_from', models.scorer)}
 
 
 def run(run: Run) -> Result:
     config = run.config
     prompts = run.corpora(prepare_prompts, 'train', seq_len=config.max_prompt_tokens)
     stream = Mixture(prompts, run.weights, config.seed)
-    models = Models.of(run)
+    models = models_of(run)
     objective = functools.partial(clipped_loss, run, models)
     tx = optimizer(config)
-    frozen = {'reference': run.load('init_from', models.policy), 'scorer': run.load('reward_from', models.scorer)}
-    state = run.train_state(models.init, tx, {'policy': frozen['reference'], 'value': frozen['scorer']})
+    frozen = load_frozen(run)
+    state = run.train_state(initial(run), tx, {'policy': frozen['reference'], 'value': frozen['scorer']})
     train_step = make_train_step(objective, tx, shardings=shardings(state),
                                  micro_batches=config.exec.micro_batches, ema_decay=config.optim.ema_decay)
-    held_out = evaluator(run, models, frozen)
+    held_out = evaluator(run, frozen)
 
     with Journal(run, state, head='token', objective='PPO', metric='reward', higher_is_better=True,
                  host={'kl_coef': config.kl_coef}) as journal:
@@ -88,7 +97,7 @@ def run(run: Run) -> Result:
             if metrics['kl'] > config.kl_budget:
                 why = f'kl {metrics["kl"]:.1f} beyond kl_budget={config.kl_budget:g} nats an answer'
                 break
-        journal.samples(samples(run, models, frozen, journal.chosen(state)))
+        journal.samples(samples(run, journal.chosen(state), frozen))
         return journal.result(why)
 
 
@@ -203,9 +212,10 @@ def read_values(models: Models, normalizer: dict[str, float], params: Any, token
     return _before((score_BT - normalizer['mean']) / normalizer['deviation'])
 
 
-def evaluator(run: Run, models: Models, frozen: Any) -> Callable[[Any], dict[str, float]]:
+def evaluator(run: Run, frozen: Any = None) -> Callable[[Any], dict[str, float]]:
     """params -> reward, score, KL (nats), length and share of ended answers, means over held-out prompts."""
-    rollout = make_rollout(run, models)
+    frozen = frozen or load_frozen(run)
+    rollout = make_rollout(run, models_of(run))
     corpora = run.corpora(prepare_prompts, 'validation', seq_len=run.config.max_prompt_tokens)
     key = jax.random.fold_in(jax.random.key(run.config.seed), _HELD_OUT)
 
@@ -217,20 +227,22 @@ def evaluator(run: Run, models: Models, frozen: Any) -> Callable[[Any], dict[str
     return evaluate_params
 
 
-def samples(run: Run, models: Models, frozen: Any, params: Any) -> list[dict[str, Any]]:
-    """Answers to held-out prompts by the reference and by the policy, drawn with the same keys."""
-    (name, rows), *_ = run.corpora(prepare_prompts, 'validation', seq_len=run.config.max_prompt_tokens).items()
-    rollout = make_rollout(run, models)
+def samples(run: Run, params: Any, frozen: Any = None) -> list[dict[str, Any]]:
+    """Answers to the configured prompts; without any, to held-out ones, beside the reference's, with their rewards."""
+    if run.config.samples.prompts:
+        return sft.samples(run, params['policy'])
+    frozen, rollout = frozen or load_frozen(run), make_rollout(run, models_of(run))
+    rows = next(iter(run.corpora(prepare_prompts, 'validation', seq_len=run.config.max_prompt_tokens).values()))
     batch = next(evaluate.held_out_batches(run, rows, run.config.rollout_batch))
-    rows_said = []
-    for who in (frozen['reference'], params['policy']):
-        trajectories, _ = rollout({**params, 'policy': who}, frozen, batch, jax.random.key(run.config.seed))
-        rows_said.append((evaluate.texts(run, jax.device_get(trajectories)),
-                          jax.device_get(jnp.sum(trajectories.reward_BT, axis=1))))
+    key = jax.random.key(run.config.seed)
+
+    def said(policy: Any) -> list[tuple[str, float]]:
+        trajectories = jax.device_get(rollout({**params, 'policy': policy}, frozen, batch, key)[0])
+        return list(zip(evaluate.texts(run, trajectories), trajectories.reward_BT.sum(axis=1).tolist()))
     prompts = rows.text(np.arange(min(len(rows), run.config.rollout_batch, run.config.eval_rows)))
-    (sft, sft_reward_B), (said, reward_B) = rows_said
-    return [{'prompt': prompt, 'sft': sft[row], 'sft_reward': round(float(sft_reward_B[row]), 3),
-             'ppo': said[row], 'ppo_reward': round(float(reward_B[row]), 3)} for row, prompt in enumerate(prompts)]
+    return [{'prompt': prompt, 'sft': sft_text, 'sft_reward': round(sft_reward, 3), 'ppo': text,
+             'ppo_reward': round(reward, 3)} for prompt, (sft_text, sft_reward), (text, reward)
+            in zip(prompts, said(frozen['reference']), said(params['policy']))]
 
 
 def _before(x):

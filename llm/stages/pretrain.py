@@ -35,7 +35,7 @@ def run(run: Run) -> Result:
     model = Transformer(run.model_config, config.exec, dropout=config.dropout)
     objective = functools.partial(language_loss, model, z_loss=config.z_loss)
     tx = make_optimizer(config.optim)
-    state = run.train_state(initializer(model), tx, run.load('init_from', model) if run.parents else None)
+    state = run.train_state(initial(run), tx, run.load('init_from', model) if run.parents else None)
     train_step = make_train_step(objective, tx, shardings=shardings(state), schedule=schedule(config.optim),
                                  micro_batches=config.exec.micro_batches, ema_decay=config.optim.ema_decay)
     held_out = evaluator(run)
@@ -57,6 +57,11 @@ def run(run: Run) -> Result:
                 journal.save(step, state)
         journal.samples(samples(run, journal.chosen(state)))
         return journal.result('stop_step')
+
+
+def initial(run: Run) -> Callable[[jax.Array], Any]:
+    """key -> parameters of the shape that this stage trains."""
+    return initializer(Transformer(run.model_config, run.config.exec))
 
 
 def language_loss(model: Transformer, params: Any, frozen: None, batch: dict[str, jax.Array],
@@ -84,8 +89,7 @@ def evaluator(run: Run, prepare: Callable = prepare_text) -> Callable[[Any], dic
 
 def samples(run: Run, params: Any) -> list[dict[str, Any]]:
     """How the model continues the configured prompts."""
-    prompts = list(run.config.samples.prompts)
-    model = Transformer(run.model_config, run.config.exec)
+    prompts = run.config.samples.prompts
     ids = [run.tokenizer.encode_document(prompt)[0][:-1] for prompt in prompts]
     return [{'prompt': prompt, 'continuation': text}
-            for prompt, text in zip(prompts, evaluate.answers(run, model, params, ids))]
+            for prompt, text in zip(prompts, evaluate.answers(run, params, ids))]

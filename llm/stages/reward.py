@@ -39,7 +39,7 @@ def run(run: Run) -> Result:
     model = Transformer(run.model_config, config.exec, head='scalar', dropout=config.dropout)
     objective = functools.partial(ranking_loss, model)
     tx = make_optimizer(config.optim)
-    state = run.train_state(initializer(model), tx, run.load('init_from', model, trunk_only=True))
+    state = run.train_state(initial(run), tx, run.load('init_from', model, trunk_only=True))
     train_step = make_train_step(objective, tx, shardings=shardings(state), schedule=schedule(config.optim),
                                  micro_batches=config.exec.micro_batches, ema_decay=config.optim.ema_decay)
     held_out = evaluator(run)
@@ -62,6 +62,11 @@ def run(run: Run) -> Result:
                 journal.save(step, state, reward=normalizer(averaged(state)))
         journal.samples(samples(run, journal.chosen(state)))
         return journal.result('stop_step')
+
+
+def initial(run: Run) -> Callable[[jax.Array], Any]:
+    """key -> parameters of the shape that this stage trains."""
+    return initializer(Transformer(run.model_config, run.config.exec, head='scalar'))
 
 
 def ranking_loss(model: Transformer, params: Any, frozen: None, batch: dict[str, jax.Array],

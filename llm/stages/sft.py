@@ -13,11 +13,12 @@ from llm.data.prepare import prepare_chats
 from llm.loop import every, fit
 from llm.model.transformer import Transformer
 from llm.optim import make_optimizer, schedule
-from llm.run import Journal, Result, Run, averaged, initializer
+from llm.run import Journal, Result, Run, averaged
 from llm.stages import pretrain
 from llm.train_state import shardings
 from llm.train_step import make_train_step
 
+initial = pretrain.initial
 evaluator = functools.partial(pretrain.evaluator, prepare=prepare_chats)
 
 
@@ -28,7 +29,7 @@ def run(run: Run) -> Result:
     model = Transformer(run.model_config, config.exec, dropout=config.dropout)
     objective = functools.partial(pretrain.language_loss, model, z_loss=0.0)
     tx = make_optimizer(config.optim)
-    state = run.train_state(initializer(model), tx, run.load('init_from', model))
+    state = run.train_state(initial(run), tx, run.load('init_from', model))
     train_step = make_train_step(objective, tx, shardings=shardings(state), schedule=schedule(config.optim),
                                  micro_batches=config.exec.micro_batches, ema_decay=config.optim.ema_decay)
     held_out = evaluator(run)
@@ -58,8 +59,7 @@ def run(run: Run) -> Result:
 
 def samples(run: Run, params: Any) -> list[dict[str, Any]]:
     """How the model answers the configured prompts."""
-    prompts = list(run.config.samples.prompts)
-    model = Transformer(run.model_config, run.config.exec)
+    prompts = run.config.samples.prompts
     ids = [run.tokenizer.encode_prompt([{'role': 'user', 'content': prompt}]) for prompt in prompts]
     return [{'prompt': prompt, 'answer': text}
-            for prompt, text in zip(prompts, evaluate.answers(run, model, params, ids))]
+            for prompt, text in zip(prompts, evaluate.answers(run, params, ids))]
