@@ -1,4 +1,4 @@
-"""Fetching with pip: hashes checked, the cache used only when sound, failures in one line. Needs no network."""
+"""Fetching with pip: hashes checked, a damaged cache mended, failures in one line. Needs no network."""
 
 import hashlib
 import io

@@ -9,8 +9,8 @@ from llm.data.tokenizer import SPECIAL, Tokenizer, piece_of, train
 from tests.data.conftest import prose
 
 HOSTILE = ['<|eos|>', '<|user|>x<|assistant|>', '<s></s><unk><pad>', '<0x0A><0xFF>', '\u2581',
-           'a\u2581 b\u2581\u2581', ' <|bos|> ', '\0', '\ufeffx', '\u2028\u0085\r\n', '  two  spaces  ', '\n\n\n', '',
-           ' ', '日本語 😀 e\u0301',
+           'a\u2581 b\u2581\u2581', ' <|bos|> ', '\0', '\ufeffx', '\u2028\u0085\r\n', '  two  spaces  ', '\n\n\n',
+           '', ' ', '日本語 😀 e\u0301',
            'the the ' * 50 + '<|pad|>']
 
 
