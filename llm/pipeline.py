@@ -89,6 +89,7 @@ def check_execution(name: str, config: StageConfig) -> None:
         for key in ('batch_size', 'rollout_batch', 'normalize_samples'):
             if hasattr(config, key):
                 check_batch(key, getattr(config, key), mesh, rules)
+        check_batch('batch_size / exec.micro_batches', config.batch_size // config.exec.micro_batches, mesh, rules)
     except UserError as error:
         raise UserError(f'stage {name}: {error}') from None
 

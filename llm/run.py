@@ -37,9 +37,9 @@ from llm.config import DataConfig, ModelConfig
 from llm.data.tokenizer import Tokenizer
 from llm.loop import batches, prefetch
 from llm.manifest import Manifest, parent_record
-from llm.metrics import Metrics
+from llm.metrics import Metrics, PEAK_FLOPS
 from llm.model.attention import MaskSpec
-from llm.model.transformer import Transformer
+from llm.model.transformer import train_flops_per_token, Transformer
 from llm.owner import Owner
 from llm.sharding import AxisRules, batch_sharding, check_batch
 from llm.train_state import TrainState
@@ -147,12 +147,6 @@ def initializer(model: Transformer) -> Callable[[jax.Array], Any]:
     return lambda key: model.init(key, tokens_BT, tokens_BT, MaskSpec())['params']
 
 
-def describe_tokenizer(tokenizer: Tokenizer) -> dict[str, Any]:
-    """What a manifest says of a tokenizer, and a child compares."""
-    return {'sha256': tokenizer.sha256, 'vocab_size': tokenizer.vocab_size, 'special_ids': tokenizer.special_ids,
-            'chat_template': tokenizer.chat_template}
-
-
 def averaged(state: TrainState) -> Any:
     """The parameters to evaluate and hand on: their average, where one is kept."""
     return state.params if state.ema is None else state.ema
@@ -164,7 +158,8 @@ class Journal(contextlib.AbstractContextManager):
     When made, the newest sound step is restored, if there is one: `state`, `step` and `host` are then its, and
     metric rows beyond it are dropped. `host` is JSON (Python ints and doubles). The journal's own part of it says
     which evaluation was the best (`best_step`, `best`), how many came after it (`stale`), and what the first one,
-    of the parent's weights, said (`before`); the rest is the stage's.
+    of the parent's weights, said (`before`), and why the run ended before its time, if it did (`why`); the rest is
+    the stage's.
 
     Args:
       head, objective: for the manifest.
@@ -181,17 +176,25 @@ class Journal(contextlib.AbstractContextManager):
         self._stack = contextlib.ExitStack()
         self._checkpoints = self._stack.enter_context(Checkpoints(
             run.folder / 'checkpoints', keep=run.config.keep_checkpoints, say=run.say))
-        restored = self._checkpoints.restore(train_state.abstract(_items(state)))
-        self.fresh = restored is None
-        self.step = self._last = 0 if self.fresh else restored.step
-        self.state = state if self.fresh else _state(restored.items)
-        self.host = ({'best_step': 0, 'best': None, 'before': None, 'stale': 0, **(host or {})} if self.fresh
-                     else restored.host)
-        if not self.fresh:
+        self.fresh = not self._checkpoints.steps()
+        if self.fresh:
+            self.state, self.step = state, 0
+            self.host = {'best_step': 0, 'best': None, 'before': None, 'stale': 0, 'why': None, **(host or {})}
+        else:
+            self.state, self.step, self.host = self._restore(state)
             run.say(f'{run.name}  goes on from step {self.step}')
+        self._last = self.step
         self._metrics = self._stack.enter_context(Metrics(
             run.folder, total_steps=run.config.stop_step, name=run.name,
-            resume_step=None if self.fresh else self.step))
+            resume_step=None if self.fresh else self.step,
+            flops_per_token=train_flops_per_token(run.model_config, run.config.seq_len),
+            peak_flops=PEAK_FLOPS.get(jax.devices()[0].device_kind, 0.0) * run.mesh.size))
+
+    def _restore(self, state: TrainState) -> tuple[TrainState, int, dict[str, Any]]:
+        like = train_state.abstract(_items(state))
+        jax.tree.map(lambda leaf: leaf.delete(), state)  # there may be no room for two
+        restored = self._checkpoints.restore(like)
+        return _state(restored.items), restored.step, restored.host
 
     def __exit__(self, *error) -> None:
         self._stack.__exit__(*error)
@@ -204,15 +207,31 @@ class Journal(contextlib.AbstractContextManager):
     def stale(self) -> int:
         return self.host['stale']
 
+    @property
+    def stop(self) -> int:
+        """The last step of this run: the configured one, or the one just restored if the run had ended by itself."""
+        return self._run.config.stop_step if self.host['why'] is None else self.step
+
+    @property
+    def ended(self) -> bool:
+        return self.host['why'] is not None
+
+    def end(self, why: str) -> None:
+        """The run ends with this step, before its time; to be said before the step is saved."""
+        self.host['why'] = why
+
     def train(self, step: int, metrics: dict[str, Any], tokens: int) -> None:
         """Writes a row of training numbers; `tokens` were consumed since step 0."""
         self._metrics.train(step, metrics, tokens)
 
-    def evaluate(self, step: int, values: dict[str, float], *, eligible: bool = True) -> None:
+    def evaluate(self, step: int, evaluator: Callable[[Any], dict[str, float]], params: Any,
+                 eligible: Callable[[dict[str, float]], bool] = lambda values: True) -> None:
         """Writes a row of held-out numbers, and keeps count of the best among the eligible ones."""
+        with self._metrics.aside():
+            values = evaluator(params)
         self._metrics.evaluate(step, values)
         value, best = values[self._metric], self.host['best']
-        if eligible and (best is None or self._sign * value > self._sign * best):
+        if eligible(values) and (best is None or self._sign * value > self._sign * best):
             self.host |= {'best_step': step, 'best': value, 'stale': 0}
         else:
             self.host['stale'] += 1
@@ -223,9 +242,9 @@ class Journal(contextlib.AbstractContextManager):
         """Saves in the background; `reward`: mean and deviation of a scorer's scores."""
         with self._metrics.aside():
             self._run.owner.check()
-            self._checkpoints.save(step, _items(state), self.host, self._manifest(reward),
-                                   best=self.host['best_step'] == step)
-        self._last = step
+            if self._checkpoints.save(step, _items(state), self.host, self._manifest(reward),
+                                      best=self.host['best_step'] == step):
+                self._last = step
 
     def chosen(self, state: TrainState) -> Any:
         """The parameters of the best step, which children will start from; `state` is the last one."""
@@ -242,11 +261,12 @@ class Journal(contextlib.AbstractContextManager):
         for row in rows[:3]:
             self._metrics.note('  '.join(f'{key}: {value}' for key, value in row.items()))
 
-    def result(self, why: str) -> Result:
+    def result(self) -> Result:
         """How the run ended; every save is sealed when this returns."""
         self._checkpoints.wait()
         return Result(
-            stage=self._run.config.stage, step=self.host['best_step'], last_step=self._last, why=why,
+            stage=self._run.config.stage, step=self.host['best_step'], last_step=self._last,
+            why=self.host['why'] or 'stop_step',
             metric=self._metric, before=self.host['before'], after=self.host['best'],
             seconds=time.monotonic() - self._began, code=provenance.code(),
             parents={key: parent.manifest.fingerprint for key, parent in self._run.parents.items()})
@@ -255,7 +275,7 @@ class Journal(contextlib.AbstractContextManager):
         run, config = self._run, self._run.config
         return Manifest(
             stage=config.stage, identity=config_lib.digest(run.identity),
-            model=dataclasses.asdict(run.model_config), tokenizer=describe_tokenizer(run.tokenizer), heads=[self._head],
+            model=dataclasses.asdict(run.model_config), tokenizer=run.tokenizer.describe(), heads=[self._head],
             reward=reward, objective=self._objective, data=run.identity['data'], seed=config.seed,
             mesh=dict(run.mesh.shape), packages=provenance.packages(), git_commit=provenance.git_commit(),
             parents={key: parent_record(parent.folder / 'checkpoints', parent.manifest)

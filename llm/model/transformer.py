@@ -124,3 +124,16 @@ def _scan(exec_config: ExecConfig, num_layers: int):
     return nn.scan(block, variable_axes={'params': 0}, split_rngs={'params': True, 'dropout': True},
                    in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast), length=num_layers, unroll=unroll,
                    metadata_params={nn.PARTITION_NAME: 'layers'})
+
+
+def train_flops_per_token(config: ModelConfig, seq_len: int) -> float:
+    """FLOPs of a training step per token: 6 per weight of a matmul, and 12 L N H T of attention.
+
+    PaLM's convention (arXiv:2204.02311, appendix B): attention counts in full though half of it is masked, and
+    recomputation does not count.
+    """
+    projections = 2 * (config.num_heads + config.num_kv_heads) * config.head_dim
+    feed_forward = (3 if config.mlp == 'swiglu' else 2) * config.mlp_dim
+    weights = config.num_layers * config.model_dim * (projections + feed_forward)
+    weights += config.vocab_size * config.model_dim
+    return 6.0 * weights + 12.0 * config.num_layers * config.num_heads * config.head_dim * seq_len

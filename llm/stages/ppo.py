@@ -79,26 +79,26 @@ def run(run: Run) -> Result:
     with Journal(run, state, head='token', objective='PPO', metric='reward', higher_is_better=True,
                  host={'kl_coef': config.kl_coef}) as journal:
         if journal.fresh:
-            journal.evaluate(0, held_out(averaged(state)))
+            journal.evaluate(0, held_out, averaged(state))
             journal.save(0, state)
         batches = run.batches(lambda rows: {**stream.rows(rows), 'index_B': rows.astype(np.int32)}, journal.step,
                               config.rollout_batch, 'rollout_batch')
         step_fn = make_iteration(run, models, frozen, train_step, journal.host)
-        why = 'stop_step'
-        for step, state, metrics in fit(journal.state, step_fn, batches, start=journal.step, stop=config.stop_step):
-            last = step == config.stop_step
+        state = journal.state
+        for step, state, metrics in fit(state, step_fn, batches, start=journal.step, stop=journal.stop):
+            last = step == journal.stop
             if every(config.log_every_steps, step):
                 journal.train(step, metrics, tokens=step * config.rollout_batch * config.seq_len)
             if every(config.eval_every_steps, step) or last:
-                values = held_out(averaged(state))
-                journal.evaluate(step, values, eligible=values['kl'] <= config.kl_budget)
-            if every(config.save_every_steps, step) or last or journal.best_step == step:
-                journal.save(step, state)
+                journal.evaluate(step, held_out, averaged(state), lambda values: values['kl'] <= config.kl_budget)
             if metrics['kl'] > config.kl_budget:
-                why = f'kl {metrics["kl"]:.1f} beyond kl_budget={config.kl_budget:g} nats an answer'
+                journal.end(f'kl {metrics["kl"]:.1f} beyond kl_budget={config.kl_budget:g} nats an answer')
+            if every(config.save_every_steps, step) or last or journal.best_step == step or journal.ended:
+                journal.save(step, state)
+            if journal.ended:
                 break
         journal.samples(samples(run, journal.chosen(state), frozen))
-        return journal.result(why)
+        return journal.result()
 
 
 def optimizer(config: PPOConfig) -> optax.GradientTransformation:

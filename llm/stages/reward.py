@@ -48,20 +48,21 @@ def run(run: Run) -> Result:
     with Journal(run, state, head='scalar', objective='k-wise ranking', metric='k_wise',
                  higher_is_better=False) as journal:
         if journal.fresh:
-            journal.evaluate(0, held_out(averaged(state)))
+            journal.evaluate(0, held_out, averaged(state))
             journal.save(0, state, reward=normalizer(averaged(state)))
         batches = run.batches(stream.rows, journal.step, config.batch_size)
         step_fn = lambda state, batch: train_step(state, None, batch)
-        for step, state, metrics in fit(journal.state, step_fn, batches, start=journal.step, stop=config.stop_step):
-            last = step == config.stop_step
+        state = journal.state
+        for step, state, metrics in fit(state, step_fn, batches, start=journal.step, stop=journal.stop):
+            last = step == journal.stop
             if every(config.log_every_steps, step):
                 journal.train(step, metrics, tokens=step * config.batch_size * config.ranked_answers * config.seq_len)
             if every(config.eval_every_steps, step) or last:
-                journal.evaluate(step, held_out(averaged(state)))
+                journal.evaluate(step, held_out, averaged(state))
             if every(config.save_every_steps, step) or last or journal.best_step == step:
                 journal.save(step, state, reward=normalizer(averaged(state)))
         journal.samples(samples(run, journal.chosen(state)))
-        return journal.result('stop_step')
+        return journal.result()
 
 
 def initial(run: Run) -> Callable[[jax.Array], Any]:
