@@ -13,7 +13,7 @@ REQUIRED = [
     'ml_collections>=1.1.0',  # ConfigDict, and overrides on the command line
     'numpy>=2.0',  # rows on the host
     'optax>=0.2.8',  # AdamW, clipping, schedules
-    'orbax-checkpoint>=0.12.8,<0.13',  # CheckpointManager and ocp.args; its next interface is still moving
+    'orbax-checkpoint>=0.12.8,<0.13',  # AsyncCheckpointer and ocp.args; its next interface is still moving
     'pip',  # fetches the packages that hold our data sets, by hash
     'psutil',  # tells whether a run's owner is still alive
     'PyYAML',  # the question-answer exchanges are YAML
