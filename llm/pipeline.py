@@ -2,7 +2,7 @@
 
 In: stage configs by name, whose `init_from` and `reward_from` are `stage:NAME` or `PATH[@step]`; a workdir.
 Out: a folder `<workdir>/<name>-<hash8>` for each stage, and a `Result` for each.
-Left out: what a stage does (stages/), what it leaves in its folder (run.py), what a checkpoint is (checkpoint.py).
+Left out: what a stage does (`stages`), what it is given (`resolve`), what it leaves in its folder (`run`, `journal`).
 
 The hash is over the keys that change the result, the content of the data, the tokenizer, and the parents'
 identities and steps. Nothing else decides whether a stage is run again.
@@ -22,28 +22,16 @@ from llm import config as config_lib
 from llm import provenance
 from llm import train_state
 from llm.checkpoint import load_params
-from llm.config import DataConfig, StageConfig, UserError, nearest
-from llm.data import sources
-from llm.data import tokenizer as tokenizer_lib
-from llm.data.sources import BadRows
-from llm.data.tokenizer import Tokenizer
-from llm.manifest import check_parent, parse_reference, sealed_steps
-from llm.manifest import read as read_manifest
+from llm.config import StageConfig, UserError, nearest
+from llm.manifest import parse_reference
 from llm.owner import Owner
-from llm.run import Parent, Result, Run
-from llm.sharding import AxisRules, check_batch, make_mesh
+from llm.resolve import check_execution, chosen_step, find_parent, provide_tokenizer, references, resolve
+from llm.run import read_result, Result, Run, write_json
+from llm.sharding import make_mesh
 from llm.stages import ppo, pretrain, reward, sft
 
 # Each has run(run) -> Result, and for one of its checkpoints initial(run), evaluator(run) and samples(run, params).
 STAGES = {'pretrain': pretrain, 'sft': sft, 'reward': reward, 'ppo': ppo}
-
-# What a stage asks of the checkpoint behind each of its config keys: allowed stages, and the head.
-PARENTS = {
-    'pretrain': {'init_from': (('pretrain',), 'token')},
-    'sft': {'init_from': (('pretrain', 'sft'), 'token')},
-    'reward': {'init_from': (('sft',), 'token')},
-    'ppo': {'init_from': (('sft',), 'token'), 'reward_from': (('reward',), 'scalar')},
-}
 
 
 def run_pipeline(config, workdir: str, *, rerun: str | None, say: Callable[[str], None],
@@ -82,27 +70,6 @@ def parse(config) -> dict[str, StageConfig]:
     return {name: config_lib.stage_config(stage) for name, stage in config.stages.items()}
 
 
-def check_execution(name: str, config: StageConfig) -> None:
-    """Raises UserError for a mesh, rules or batch sizes that do not go together, before any stage runs."""
-    try:
-        mesh, rules = make_mesh(config.exec.mesh), AxisRules.from_config(config.exec.rules)
-        for key in ('batch_size', 'rollout_batch', 'normalize_samples'):
-            if hasattr(config, key):
-                check_batch(key, getattr(config, key), mesh, rules)
-        check_batch('batch_size / exec.micro_batches', config.batch_size // config.exec.micro_batches, mesh, rules)
-    except UserError as error:
-        raise UserError(f'stage {name}: {error}') from None
-
-
-def references(name: str, config: StageConfig) -> dict[str, str]:
-    """The parents that a stage names, by config key; raises UserError where a needed one is missing."""
-    named = {key: getattr(config, key) for key in PARENTS[config.stage] if getattr(config, key)}
-    for key in PARENTS[config.stage]:
-        if key not in named and config.stage != 'pretrain':
-            raise UserError(f'{name} needs a parent and {key} is empty; set {key} to stage:NAME or PATH[@step]')
-    return named
-
-
 def topological(stages: dict[str, StageConfig]) -> list[str]:
     """Names in an order in which every stage comes after its parents; raises UserError on a circle."""
     order: list[str] = []
@@ -124,25 +91,6 @@ def topological(stages: dict[str, StageConfig]) -> list[str]:
     return order
 
 
-def resolve(name: str, config: StageConfig, root: epath.Path, done: dict[str, tuple[epath.Path, Result]], *,
-            say: Callable[[str], None], progress: Callable[[str, int, int], None]) -> Run:
-    """Everything that a run is before it starts: its mesh, parents that fit, data, and so its identity."""
-    mesh = make_mesh(config.exec.mesh)
-    parents = {key: find_parent(config.stage, key, reference, done)
-               for key, reference in references(name, config).items()}
-    if 'reward_from' in parents:
-        manifest = parents['reward_from'].manifest
-        check_parent(manifest, key='reward_from', where=config.reward_from, stages=('reward',), head='scalar',
-                     tokenizer=parents['init_from'].manifest.tokenizer)
-    identity = {'config': config_lib.identity_dict(config), 'data': content(config, progress),
-                'tokenizer': tokenizer_identity(config, parents),
-                'parents': {key: {'identity': parent.manifest.identity, 'step': parent.step}
-                            for key, parent in parents.items()}}
-    return Run(name=name, config=config, folder=root / f'{name}-{config_lib.digest(identity)[:8]}',
-               identity=identity, parents=parents, mesh=mesh, cache_dir=str(root / 'data'), say=say,
-               progress=progress)
-
-
 def open_step(reference: str, *, say: Callable[[str], None],
               progress: Callable[[str, int, int], None]) -> tuple[Run, int, Any]:
     """A run from its folder alone, a step of it, and that step's parameters (`PATH[@step]`; else the chosen step)."""
@@ -156,82 +104,6 @@ def open_step(reference: str, *, say: Callable[[str], None],
               mesh=make_mesh(config.exec.mesh), cache_dir=str(folder.parent / 'data'), say=say, progress=progress)
     shapes = train_state.abstract_params(STAGES[config.stage].initial(run), run.mesh, run.rules)
     return run, step, load_params(folder / 'checkpoints', step, shapes)[0]
-
-
-def find_parent(stage: str, key: str, reference: str, done: dict[str, tuple[epath.Path, Result]]) -> Parent:
-    """The checkpoint that a reference names; raises UserError unless it can be a parent in this role."""
-    if reference.startswith('stage:'):
-        folder, result = done[reference.removeprefix('stage:')]
-        step = result.step
-    else:
-        path, step = parse_reference(reference, key)
-        folder = epath.Path(os.path.abspath(path) if '://' not in path else path)
-        step = chosen_step(folder, f'{key}={reference}') if step is None else step
-    manifest = read_manifest(folder / 'checkpoints', step)
-    stages, head = PARENTS[stage][key]
-    check_parent(manifest, key=key, where=reference, stages=stages, head=head)
-    return Parent(folder, step, manifest)
-
-
-def chosen_step(folder: epath.Path, where: str) -> int:
-    """The step that a finished run chose, or the newest sealed one of a run that has not ended."""
-    result = read_result(folder)
-    steps = sealed_steps(folder / 'checkpoints')
-    if not steps:
-        raise UserError(f'{where} has no checkpoint; name the folder of a run, e.g. runs/x/sft-1234abcd')
-    return steps[-1] if result is None else result.step
-
-
-def content(config: StageConfig, progress: Callable[[str, int, int], None]) -> dict[str, dict[str, str]]:
-    """SHA-256 of the data, by source and split, brought here first where it has to be."""
-    named = dict(config.data.sources)
-    if config.stage == 'reward':
-        named |= {f'prompts/{name}': source for name, source in config.prompt_data.sources.items()}
-    hashes: dict[str, dict[str, str]] = {}
-    for name, source in named.items():
-        sources.materialize(source, config.data.data_dir, progress)
-        hashes[name] = {split: sources.content_sha256(source, split, config.data.data_dir)
-                        for split in ('train', 'validation')}
-    if not hashes:
-        raise UserError('data.sources is empty; name at least one source, e.g. data.sources.mine.jsonl=FILE')
-    return hashes
-
-
-def tokenizer_identity(config: StageConfig, parents: dict[str, Parent]) -> str | None:
-    """SHA-256 of the tokenizer that is given; None for one that the stage will train from its data."""
-    if parents:
-        return parents['init_from'].manifest.tokenizer['sha256']
-    return Tokenizer.from_file(config.tokenizer.path).sha256 if config.tokenizer.path else None
-
-
-def provide_tokenizer(run: Run) -> None:
-    """Puts the run's own `tokenizer.model` into its folder: the parent's, the configured one, or a new one."""
-    target, config = run.folder / 'tokenizer.model', run.config
-    given = run.parents['init_from'].folder / 'tokenizer.model' if run.parents else config.tokenizer.path
-    if target.exists():
-        pass
-    elif given:
-        Tokenizer.from_file(str(given))
-        target.write_bytes(epath.Path(given).expanduser().read_bytes())
-    else:
-        share = config.tokenizer.train_bytes // len(config.data.sources)
-        texts = (text for source in config.data.sources.values() for text in first_bytes(source, config.data, share))
-        tokenizer_lib.train(texts, config.model.vocab_size, config.tokenizer.train_bytes, str(target))
-    if run.parents and run.tokenizer.sha256 != run.identity['tokenizer']:
-        raise UserError(f'{target} has SHA-256 {run.tokenizer.sha256[:8]}, the parent was trained with '
-                        f'{run.identity["tokenizer"][:8]}; restore the parent\'s tokenizer.model')
-    if run.tokenizer.vocab_size != run.model_config.vocab_size:
-        raise UserError(f'model.vocab_size={run.model_config.vocab_size} is not the tokenizer\'s '
-                        f'{run.tokenizer.vocab_size}; make them equal')
-
-
-def first_bytes(source, data: DataConfig, limit: int):
-    """Training texts of one source, up to its share of what the tokenizer is trained on."""
-    for record in sources.records(source, 'train', data.data_dir, BadRows(data.max_bad_percent)):
-        yield record['text'][:limit]
-        limit -= len(record['text'].encode())
-        if limit <= 0:
-            return
 
 
 def finished(run: Run) -> Result | None:
@@ -306,15 +178,3 @@ def _flat(value: Any, path: str = ''):
             yield from _flat(item, f'{path}.{key}' if path else key)
     else:
         yield path, value
-
-
-def read_result(folder: epath.Path) -> Result | None:
-    path = folder / 'result.json'
-    return Result(**json.loads(path.read_text())) if path.exists() else None
-
-
-def write_json(path: epath.Path, value: Any) -> None:
-    """Atomically: a reader finds the whole file or none."""
-    partial = path.parent / f'{path.name}.partial'
-    partial.write_text(json.dumps(value, indent=1, ensure_ascii=False))
-    partial.replace(path)

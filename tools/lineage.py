@@ -10,7 +10,7 @@ from etils import epath
 
 from llm.main import guarded
 from llm.manifest import lineage_lines, parse_reference
-from llm.pipeline import chosen_step
+from llm.resolve import chosen_step
 
 
 def main() -> None:

@@ -23,6 +23,7 @@ from llm.config import PPOConfig
 from llm.data.order import Mixture
 from llm.data.prepare import prepare_prompts
 from llm.envs.preference import make_step, whole_rows
+from llm.journal import averaged, Journal
 from llm.loop import every, fit
 from llm.model.transformer import Transformer
 from llm.objectives import ppo
@@ -31,7 +32,7 @@ from llm.objectives.loss import Loss, join, weighted
 from llm.optim import by_top_key, make_optimizer
 from llm.rollout.generate import make_generate
 from llm.rollout.trajectories import Trajectories
-from llm.run import Journal, Result, Run, averaged, initializer
+from llm.run import Result, Run, initializer
 from llm.stages import sft
 from llm.train_state import TrainState, shardings
 from llm.train_step import make_train_step

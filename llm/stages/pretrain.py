@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from llm import evaluate
 from llm.data.order import Mixture
 from llm.data.prepare import prepare_text
+from llm.journal import averaged, Journal
 from llm.loop import every, fit
 from llm.model.attention import MaskSpec
 from llm.model.transformer import Transformer
@@ -23,7 +24,7 @@ from llm.objectives.log_probs import token_log_probs
 from llm.objectives.loss import Loss
 from llm.objectives.next_token import next_token
 from llm.optim import make_optimizer, schedule
-from llm.run import Journal, Result, Run, averaged, initializer
+from llm.run import Result, Run, initializer
 from llm.train_state import shardings
 from llm.train_step import make_train_step
 

@@ -18,13 +18,14 @@ from llm import evaluate
 from llm.data.order import Mixture
 from llm.data.prepare import prepare_prompts, prepare_ranked
 from llm.envs.preference import final_scores
+from llm.journal import averaged, Journal
 from llm.loop import every, fit
 from llm.model.transformer import Transformer
 from llm.objectives.loss import Loss
 from llm.objectives.preference import k_wise, pair_accuracy
 from llm.optim import make_optimizer, schedule
 from llm.rollout.generate import Generation, make_generate
-from llm.run import Journal, Result, Run, averaged, initializer
+from llm.run import Result, Run, initializer
 from llm.sharding import check_batch, global_batch
 from llm.train_state import shardings
 from llm.train_step import make_train_step

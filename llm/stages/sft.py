@@ -10,10 +10,11 @@ from typing import Any
 from llm import evaluate
 from llm.data.order import Mixture
 from llm.data.prepare import prepare_chats
+from llm.journal import averaged, Journal
 from llm.loop import every, fit
 from llm.model.transformer import Transformer
 from llm.optim import make_optimizer, schedule
-from llm.run import Journal, Result, Run, averaged
+from llm.run import Result, Run
 from llm.stages import pretrain
 from llm.train_state import shardings
 from llm.train_step import make_train_step

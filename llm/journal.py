@@ -1,0 +1,169 @@
+"""The journal of one run: checkpoints, metrics, samples and the best step.
+
+In: a `Run`, its train state, held-out numbers. Out: `checkpoints/`, `metrics.jsonl`, `samples.jsonl`, a `Result`.
+Left out: how bytes are kept and verified (`checkpoint`), how rows are written (`metrics`).
+"""
+
+from collections.abc import Callable
+import contextlib
+import dataclasses
+import json
+import time
+from typing import Any
+
+import jax
+
+from llm import config as config_lib
+from llm import provenance
+from llm import train_state
+from llm.checkpoint import Checkpoints, load_params
+from llm.manifest import Manifest, parent_record
+from llm.metrics import Metrics, PEAK_FLOPS
+from llm.model.transformer import train_flops_per_token
+from llm.run import Result, Run
+from llm.train_state import TrainState
+
+
+def averaged(state: TrainState) -> Any:
+    """The parameters to evaluate and hand on: their average, where one is kept."""
+    return state.params if state.ema is None else state.ema
+
+
+class Journal(contextlib.AbstractContextManager):
+    """Checkpoints, metrics and the best step of one run: what its loop reads at the start and writes as it goes.
+
+    When made, the newest sound step is restored, if there is one: `state`, `step` and `host` are then its, and
+    metric rows beyond it are dropped. `host` is JSON (Python ints and doubles). The journal's own part of it says
+    which evaluation was the best (`best_step`, `best`), how many came after it (`stale`), and what the first one,
+    of the parent's weights, said (`before`), and why the run ended before its time, if it did (`why`); the rest is
+    the stage's.
+
+    Args:
+      head, objective: for the manifest.
+      metric: the held-out number that decides which step is the best.
+      higher_is_better: its direction.
+      host: the stage's own part, at the start.
+    """
+
+    def __init__(self, run: Run, state: TrainState, *, head: str, objective: str, metric: str,
+                 higher_is_better: bool, host: dict[str, Any] | None = None):
+        self._run, self._head, self._objective, self._metric = run, head, objective, metric
+        self._sign = 1 if higher_is_better else -1
+        self._began = time.monotonic()
+        self._stack = contextlib.ExitStack()
+        self._checkpoints = self._stack.enter_context(Checkpoints(
+            run.folder / 'checkpoints', keep=run.config.keep_checkpoints, say=run.say))
+        self.fresh = not self._checkpoints.steps()
+        if self.fresh:
+            self.state, self.step = state, 0
+            self.host = {'best_step': 0, 'best': None, 'before': None, 'stale': 0, 'why': None, **(host or {})}
+        else:
+            self.state, self.step, self.host = self._restore(state)
+            run.say(f'{run.name}  goes on from step {self.step}')
+        self._last = self.step
+        self._metrics = self._stack.enter_context(Metrics(
+            run.folder, total_steps=run.config.stop_step, name=run.name,
+            resume_step=None if self.fresh else self.step,
+            flops_per_token=train_flops_per_token(run.model_config, run.config.seq_len),
+            peak_flops=PEAK_FLOPS.get(jax.devices()[0].device_kind, 0.0) * run.mesh.size))
+
+    def _restore(self, state: TrainState) -> tuple[TrainState, int, dict[str, Any]]:
+        like = train_state.abstract(_items(state))
+        jax.tree.map(lambda leaf: leaf.delete(), state)  # there may be no room for two
+        restored = self._checkpoints.restore(like)
+        return _state(restored.items), restored.step, restored.host
+
+    def __exit__(self, *error) -> None:
+        self._stack.__exit__(*error)
+
+    @property
+    def best_step(self) -> int:
+        return self.host['best_step']
+
+    @property
+    def stale(self) -> int:
+        return self.host['stale']
+
+    @property
+    def stop(self) -> int:
+        """The last step of this run: the configured one, or the one just restored if the run had ended by itself."""
+        return self._run.config.stop_step if self.host['why'] is None else self.step
+
+    @property
+    def ended(self) -> bool:
+        return self.host['why'] is not None
+
+    def end(self, why: str) -> None:
+        """The run ends with this step, before its time; to be said before the step is saved."""
+        self.host['why'] = why
+
+    def train(self, step: int, metrics: dict[str, Any], tokens: int) -> None:
+        """Writes a row of training numbers; `tokens` were consumed since step 0."""
+        self._metrics.train(step, metrics, tokens)
+
+    def evaluate(self, step: int, evaluator: Callable[[Any], dict[str, float]], params: Any,
+                 eligible: Callable[[dict[str, float]], bool] = lambda values: True) -> None:
+        """Writes a row of held-out numbers, and keeps count of the best among the eligible ones."""
+        with self._metrics.aside():
+            values = evaluator(params)
+        self._metrics.evaluate(step, values)
+        value, best = values[self._metric], self.host['best']
+        if eligible(values) and (best is None or self._sign * value > self._sign * best):
+            self.host |= {'best_step': step, 'best': value, 'stale': 0}
+        else:
+            self.host['stale'] += 1
+        if step == 0:
+            self.host['before'] = value
+
+    def save(self, step: int, state: TrainState, *, reward: dict[str, float] | None = None) -> None:
+        """Saves in the background; `reward`: mean and deviation of a scorer's scores."""
+        with self._metrics.aside():
+            self._run.owner.check()
+            if self._checkpoints.save(step, _items(state), self.host, self._manifest(reward),
+                                      best=self.host['best_step'] == step):
+                self._last = step
+
+    def chosen(self, state: TrainState) -> Any:
+        """The parameters of the best step, which children will start from; `state` is the last one."""
+        self._checkpoints.wait()
+        if self.host['best_step'] == self._last:
+            return averaged(state)
+        return load_params(self._run.folder / 'checkpoints', self.host['best_step'],
+                           train_state.abstract(state.params))[0]
+
+    def samples(self, rows: list[dict[str, Any]]) -> None:
+        """Keeps what the chosen step says, and shows the first of it."""
+        (self._run.folder / 'samples.jsonl').write_text(
+            ''.join(json.dumps(row, ensure_ascii=False) + '\n' for row in rows))
+        for row in rows[:3]:
+            self._metrics.note('  '.join(f'{key}: {value}' for key, value in row.items()))
+
+    def result(self) -> Result:
+        """How the run ended; every save is sealed when this returns."""
+        self._checkpoints.wait()
+        return Result(
+            stage=self._run.config.stage, step=self.host['best_step'], last_step=self._last,
+            why=self.host['why'] or 'stop_step',
+            metric=self._metric, before=self.host['before'], after=self.host['best'],
+            seconds=time.monotonic() - self._began, code=provenance.code(),
+            parents={key: parent.manifest.fingerprint for key, parent in self._run.parents.items()})
+
+    def _manifest(self, reward: dict[str, float] | None) -> Manifest:
+        run, config = self._run, self._run.config
+        return Manifest(
+            stage=config.stage, identity=config_lib.digest(run.identity),
+            model=dataclasses.asdict(run.model_config), tokenizer=run.tokenizer.describe(), heads=[self._head],
+            reward=reward, objective=self._objective, data=run.identity['data'], seed=config.seed,
+            mesh=dict(run.mesh.shape), packages=provenance.packages(), git_commit=provenance.git_commit(),
+            parents={key: parent_record(parent.folder / 'checkpoints', parent.manifest)
+                     for key, parent in run.parents.items()})
+
+
+def _items(state: TrainState) -> dict[str, Any]:
+    """What Orbax keeps of a state, item by item; a child loads `ema` where there is one, else `params`."""
+    items = {'params': state.params, 'opt_state': state.opt_state, 'train': {'step': state.step, 'key': state.key}}
+    return items if state.ema is None else {**items, 'ema': state.ema}
+
+
+def _state(items: dict[str, Any]) -> TrainState:
+    return TrainState(items['params'], items['opt_state'], **items['train'], ema=items.get('ema'))

@@ -1,0 +1,150 @@
+"""From a stage's config to a run: its mesh, parents that fit, its data, its tokenizer, and so its identity.
+
+In: a stage's config; the folders and results of the stages before it. Out: a `Run` that is ready to start.
+Left out: the order of stages, whether a run is needed at all (`pipeline`).
+"""
+
+from collections.abc import Callable, Iterator
+import dataclasses
+import os
+from typing import Any
+
+from etils import epath
+
+from llm import config as config_lib
+from llm.config import DataConfig, SourceConfig, StageConfig, UserError
+from llm.data import sources
+from llm.data import tokenizer as tokenizer_lib
+from llm.data.sources import BadRows
+from llm.data.tokenizer import Tokenizer
+from llm.manifest import check_parent, parse_reference, sealed_steps
+from llm.manifest import read as read_manifest
+from llm.run import Parent, read_result, Result, Run
+from llm.sharding import AxisRules, check_batch, make_mesh
+
+# What a stage asks of the checkpoint behind each of its config keys: allowed stages, and the head.
+PARENTS = {
+    'pretrain': {'init_from': (('pretrain',), 'token')},
+    'sft': {'init_from': (('pretrain', 'sft'), 'token')},
+    'reward': {'init_from': (('sft',), 'token')},
+    'ppo': {'init_from': (('sft',), 'token'), 'reward_from': (('reward',), 'scalar')},
+}
+
+
+def check_execution(name: str, config: StageConfig) -> None:
+    """Raises UserError for a mesh, rules or batch sizes that do not go together, before any stage runs."""
+    try:
+        mesh, rules = make_mesh(config.exec.mesh), AxisRules.from_config(config.exec.rules)
+        for key in ('batch_size', 'rollout_batch', 'normalize_samples'):
+            if hasattr(config, key):
+                check_batch(key, getattr(config, key), mesh, rules)
+        check_batch('batch_size / exec.micro_batches', config.batch_size // config.exec.micro_batches, mesh, rules)
+    except UserError as error:
+        raise UserError(f'stage {name}: {error}') from None
+
+
+def references(name: str, config: StageConfig) -> dict[str, str]:
+    """The parents that a stage names, by config key; raises UserError where a needed one is missing."""
+    named = {key: getattr(config, key) for key in PARENTS[config.stage] if getattr(config, key)}
+    for key in PARENTS[config.stage]:
+        if key not in named and config.stage != 'pretrain':
+            raise UserError(f'{name} needs a parent and {key} is empty; set {key} to stage:NAME or PATH[@step]')
+    return named
+
+
+def resolve(name: str, config: StageConfig, root: epath.Path, done: dict[str, tuple[epath.Path, Result]], *,
+            say: Callable[[str], None], progress: Callable[[str, int, int], None]) -> Run:
+    """Everything that a run is before it starts: its mesh, parents that fit, data, and so its identity."""
+    mesh = make_mesh(config.exec.mesh)
+    parents: dict[str, Parent] = {}
+    for key, reference in references(name, config).items():
+        # The scorer reads the policy's tokens; a pretraining run goes on with the weights it asks for.
+        wanted = {'tokenizer': parents['init_from'].manifest.tokenizer} if key == 'reward_from' else (
+            {'model': dataclasses.asdict(config.model)} if config.stage == 'pretrain' else {})
+        parents[key] = find_parent(config.stage, key, reference, done, **wanted)
+    identity = {'config': config_lib.identity_dict(config), 'data': content(config, progress),
+                'tokenizer': tokenizer_identity(config, parents),
+                'parents': {key: {'identity': parent.manifest.identity, 'step': parent.step}
+                            for key, parent in parents.items()}}
+    return Run(name=name, config=config, folder=root / f'{name}-{config_lib.digest(identity)[:8]}',
+               identity=identity, parents=parents, mesh=mesh, cache_dir=str(root / 'data'), say=say,
+               progress=progress)
+
+
+def find_parent(stage: str, key: str, reference: str, done: dict[str, tuple[epath.Path, Result]],
+                **wanted: Any) -> Parent:
+    """The checkpoint that a reference names; raises UserError unless it can be a parent in this role.
+
+    `wanted`: the model or the tokenizer that it must have, for `check_parent`.
+    """
+    if reference.startswith('stage:'):
+        folder, result = done[reference.removeprefix('stage:')]
+        step = result.step
+    else:
+        path, step = parse_reference(reference, key)
+        folder = epath.Path(os.path.abspath(path) if '://' not in path else path)
+        step = chosen_step(folder, f'{key}={reference}') if step is None else step
+    manifest = read_manifest(folder / 'checkpoints', step)
+    stages, head = PARENTS[stage][key]
+    check_parent(manifest, key=key, where=reference, stages=stages, head=head, **wanted)
+    return Parent(folder, step, manifest)
+
+
+def chosen_step(folder: epath.Path, where: str) -> int:
+    """The step that a finished run chose, or the newest sealed one of a run that has not ended."""
+    result = read_result(folder)
+    steps = sealed_steps(folder / 'checkpoints')
+    if not steps:
+        raise UserError(f'{where} has no checkpoint; name the folder of a run, e.g. runs/x/sft-1234abcd')
+    return steps[-1] if result is None else result.step
+
+
+def content(config: StageConfig, progress: Callable[[str, int, int], None]) -> dict[str, dict[str, str]]:
+    """SHA-256 of the data, by source and split, brought here first where it has to be."""
+    hashes: dict[str, dict[str, str]] = {}
+    for key in ('data', 'prompt_data') if config.stage == 'reward' else ('data',):
+        data = getattr(config, key)
+        if not data.sources:
+            raise UserError(f'{key}.sources is empty; name at least one source in the config')
+        for name, source in data.sources.items():
+            sources.materialize(source, data.data_dir, progress)
+            hashes[f'{key}.{name}'] = {split: sources.content_sha256(source, split, data.data_dir)
+                                       for split in ('train', 'validation')}
+    return hashes
+
+
+def tokenizer_identity(config: StageConfig, parents: dict[str, Parent]) -> str | None:
+    """SHA-256 of the tokenizer that is given; None for one that the stage will train from its data."""
+    if parents:
+        return parents['init_from'].manifest.tokenizer['sha256']
+    return Tokenizer.from_file(config.tokenizer.path).sha256 if config.tokenizer.path else None
+
+
+def provide_tokenizer(run: Run) -> None:
+    """Puts the run's own `tokenizer.model` into its folder: the parent's, the configured one, or a new one."""
+    target, config = run.folder / 'tokenizer.model', run.config
+    given = run.parents['init_from'].folder / 'tokenizer.model' if run.parents else config.tokenizer.path
+    if target.exists():
+        pass
+    elif given:
+        Tokenizer.from_file(str(given))
+        target.write_bytes(epath.Path(given).expanduser().read_bytes())
+    else:
+        share = config.tokenizer.train_bytes // len(config.data.sources)
+        texts = (text for source in config.data.sources.values() for text in first_bytes(source, config.data, share))
+        tokenizer_lib.train(texts, config.model.vocab_size, config.tokenizer.train_bytes, str(target))
+    if run.parents and run.tokenizer.sha256 != run.identity['tokenizer']:
+        raise UserError(f'{target} has SHA-256 {run.tokenizer.sha256[:8]}, the parent was trained with '
+                        f'{run.identity["tokenizer"][:8]}; restore the parent\'s tokenizer.model')
+    if run.tokenizer.vocab_size != run.model_config.vocab_size:
+        raise UserError(f'model.vocab_size={run.model_config.vocab_size} is not the tokenizer\'s '
+                        f'{run.tokenizer.vocab_size}; make them equal')
+
+
+def first_bytes(source: SourceConfig, data: DataConfig, limit: int) -> Iterator[str]:
+    """Training texts of one source, up to its share of what the tokenizer is trained on."""
+    for record in sources.records(source, 'train', data.data_dir, BadRows(data.max_bad_percent)):
+        yield record['text'][:limit]
+        limit -= len(record['text'].encode())
+        if limit <= 0:
+            return
