@@ -55,7 +55,9 @@ def test_greedy_with_a_cache_is_greedy_without_one(kind):
 def test_log_probs_are_those_of_a_whole_forward_pass(kind, temperature):
     model, params, _ = parts(kind, temperature)
     out = sample(kind, temperature)
-    logits_BTV = model.apply({'params': params}, out.tokens_BT, models.positions(out.tokens_BT), MaskSpec())
+    forward = jax.jit(lambda tokens_BT: model.apply({'params': params}, tokens_BT, models.positions(tokens_BT),
+                                                    MaskSpec()))
+    logits_BTV = forward(out.tokens_BT)
     logp_BTV = jax.nn.log_softmax(logits_BTV[:, :-1] / (temperature or 1.0))
     logp_BT = jnp.take_along_axis(logp_BTV, out.tokens_BT[:, 1:, None], 2)[..., 0]
     np.testing.assert_allclose(out.logp_BT[:, 1:], logp_BT * out.mask_BT[:, 1:], atol=1e-5)
@@ -76,9 +78,8 @@ def test_a_sample_does_not_depend_on_its_neighbours():
     order = jnp.array([2, 0, 3, 1])
     shuffled = sample('llama', 0.7, order)
     assert (shuffled.tokens_BT == together.tokens_BT[order]).all()
-    for row in range(2):
-        alone = sample('llama', 0.7, slice(row, row + 1))
-        assert (alone.tokens_BT[0] == together.tokens_BT[row]).all()
+    alone = sample('llama', 0.7, slice(1, 2))
+    assert (alone.tokens_BT[0] == together.tokens_BT[1]).all()
     _, params, generate = parts('llama', 0.7)
     other_index = generate(params, PROMPT_BT, LENGTH_B, INDEX_B + 10, jax.random.key(7))
     assert (other_index.tokens_BT != together.tokens_BT).any(1).all()
@@ -97,12 +98,13 @@ def test_an_end_token_ends_an_answer():
 
 def test_tokens_are_drawn_from_the_softmax():
     """2,000 first tokens: their mean log-probability is minus the entropy, within four standard errors."""
-    model, params, _ = parts('llama', 1.0)
+    model, params, _ = parts('llama', 0.7)
     generate = jax.jit(make_generate(model, max_new_tokens=1, temperature=1.0, eos_id=EOS, pad_id=PAD))
     count = 2000
     out = generate(params, jnp.broadcast_to(PROMPT_BT[:1], (count, 6)), jnp.full(count, 6), jnp.arange(count),
                    jax.random.key(7))
-    logits_V = model.apply({'params': params}, PROMPT_BT[:1], jnp.arange(6)[None], MaskSpec())[0, -1]
+    logits_V = jax.jit(lambda params: model.apply({'params': params}, PROMPT_BT[:1], jnp.arange(6)[None],
+                                                  MaskSpec()))(params)[0, -1]
     logp_V = jax.nn.log_softmax(logits_V)
     probs_V = jnp.exp(logp_V)
     mean = (probs_V * logp_V).sum()
