@@ -1,5 +1,6 @@
 """Eight CPU devices, strict rank promotion, warnings as errors: set before the back end starts."""
 
+import fcntl
 import os
 import pathlib
 
@@ -10,13 +11,22 @@ import pytest  # noqa: E402
 
 jax.config.update('jax_num_cpu_devices', 8)
 jax.config.update('jax_numpy_rank_promotion', 'raise')
+# Compilation is most of the suite's time: workers and later runs share what is compiled, as `llm.main` does.
+if jax.config.jax_compilation_cache_dir is None:
+    jax.config.update('jax_compilation_cache_dir', os.path.expanduser('~/.cache/quartet/xla'))
+jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.2)
 
 
 @pytest.fixture(scope='session')
 def finished_pipeline(tmp_path_factory) -> pathlib.Path:
     """A workdir in which all four stages of `tiny.pipeline_config(workdir)` are finished; copy it to change it."""
     from tests import tiny  # not before the lines above
-    workdir = tmp_path_factory.mktemp('pipeline')
-    tiny.write_data(workdir)
-    tiny.run(tiny.pipeline_config(workdir), workdir)
+    parallel = 'PYTEST_XDIST_WORKER' in os.environ
+    shared = tmp_path_factory.getbasetemp().parent if parallel else tmp_path_factory.getbasetemp()
+    workdir = shared / 'finished'
+    workdir.mkdir(exist_ok=True)
+    with (shared / 'finished.lock').open('w') as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # a second worker finds every stage finished
+        tiny.write_data(workdir)
+        tiny.run(tiny.pipeline_config(workdir), workdir)
     return workdir
