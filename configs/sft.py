@@ -9,7 +9,8 @@ from ml_collections import ConfigDict
 
 from configs import base
 
-PROMPTS = ('Write a film review.', 'Write a product review.', 'What is the capital of France?')
+PROMPTS = ('Write a film review.', 'Is this film review positive or negative?\n\na dull and clumsy mess',
+           'What is the capital of France?')
 
 
 def get_config(variant: str = '') -> ConfigDict:

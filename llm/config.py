@@ -243,6 +243,8 @@ _NOT_IDENTITY = frozenset({
     'exec.mesh', 'exec.rules', 'exec.remat', 'exec.scan_unroll', 'exec.logits_chunk_tokens', 'exec.micro_batches',
     'data.data_dir', 'prompt_data.data_dir', 'stop_step', 'log_every_steps', 'save_every_steps',
     'keep_checkpoints', 'samples', 'init_from', 'reward_from', 'tokenizer.path'})
+# Of a source: where its files lie; their content is in the identity.
+_NOT_IDENTITY_OF_SOURCE = frozenset({'jsonl', 'text', 'validation_files'})
 
 
 def stage_config(config) -> StageConfig:
@@ -289,7 +291,8 @@ def digest(value: Any) -> str:
 
 
 def _identity_items(value: Any, path: str):
-    if path in _NOT_IDENTITY:
+    *above, name = path.split('.')
+    if path in _NOT_IDENTITY or above[1:2] == ['sources'] and name in _NOT_IDENTITY_OF_SOURCE:
         return
     if dataclasses.is_dataclass(value):
         for field in dataclasses.fields(value):

@@ -130,9 +130,11 @@ def provide_tokenizer(run: Run) -> None:
         Tokenizer.from_file(str(given))
         target.write_bytes(epath.Path(given).expanduser().read_bytes())
     else:
+        run.progress(f'{run.name} tokenizer', 0, 1)
         share = config.tokenizer.train_bytes // len(config.data.sources)
         texts = (text for source in config.data.sources.values() for text in first_bytes(source, config.data, share))
         tokenizer_lib.train(texts, config.model.vocab_size, config.tokenizer.train_bytes, str(target))
+        run.progress(f'{run.name} tokenizer', 1, 1)
     if run.parents and run.tokenizer.sha256 != run.identity['tokenizer']:
         raise UserError(f'{target} has SHA-256 {run.tokenizer.sha256[:8]}, the parent was trained with '
                         f'{run.identity["tokenizer"][:8]}; restore the parent\'s tokenizer.model')
