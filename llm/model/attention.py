@@ -38,9 +38,12 @@ class Cache(NamedTuple):
 def init_cache(config: ModelConfig, exec_config: ExecConfig, batch: int, length: int) -> Cache:
     """An empty cache for `batch` rows of up to `length` tokens, in the compute dtype."""
     shape = (config.num_layers, batch, length, config.num_kv_heads, config.head_dim)
-    empty = constrain(jnp.zeros(shape, exec_config.compute_dtype),
-                      (None, 'batch', None, 'act_kv_heads', None), AxisRules.from_config(exec_config.rules))
-    return Cache(empty, empty)
+    rules = AxisRules.from_config(exec_config.rules)
+
+    def empty() -> jax.Array:
+        zeros = jnp.zeros(shape, exec_config.compute_dtype)
+        return constrain(zeros, (None, 'batch', None, 'act_kv_heads', None), rules)
+    return Cache(empty(), empty())
 
 
 class Rotary(NamedTuple):
@@ -93,7 +96,7 @@ class Attention(nn.Module):
         positions_BS = positions_BT
         if cache is not None:
             assert mask.causal and mask.segments_BT is None, 'a cache holds one causal piece a row'
-            cache = _write(cache, layer, k_BSKH, v_BSKH, positions_BT[:, 0])
+            cache = _write(cache, layer, k_BSKH, v_BSKH, positions_BT)
             k_BSKH, v_BSKH = cache.k_LBSKH[layer], cache.v_LBSKH[layer]
             positions_BS = jnp.arange(k_BSKH.shape[1])[None]
         out_BTNH = self._attend(q_BTNH, k_BSKH, v_BSKH, allowed(mask, positions_BT, positions_BS))
@@ -124,9 +127,11 @@ class Attention(nn.Module):
         return out_BZKH.reshape(batch, length, groups, kv_heads, width).swapaxes(2, 3).reshape(q_BTNH.shape)
 
 
-def _write(cache: Cache, layer: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array, start_B: jax.Array) -> Cache:
-    """Puts keys and values of T consecutive positions, from `start_B` on, into one layer of the cache."""
-    def one(cache_LSKH, new_TKH, start):
-        return jax.lax.dynamic_update_slice(cache_LSKH, new_TKH[None], (layer, start, 0, 0))
-    write = jax.vmap(one, in_axes=(1, 0, 0), out_axes=1)
-    return Cache(write(cache.k_LBSKH, k_BTKH, start_B), write(cache.v_LBSKH, v_BTKH, start_B))
+def _write(cache: Cache, layer: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array, positions_BT: jax.Array) -> Cache:
+    """Puts keys and values into one layer of the cache, each into the slot of its position."""
+    rows_B1 = jnp.arange(positions_BT.shape[0])[:, None]
+
+    def put(cache_LBSKH, new_BTKH):
+        slots = cache_LBSKH.at[layer, rows_B1, positions_BT]
+        return slots.set(new_BTKH, mode='promise_in_bounds', unique_indices=True)
+    return Cache(put(cache.k_LBSKH, k_BTKH), put(cache.v_LBSKH, v_BTKH))

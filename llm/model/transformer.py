@@ -83,8 +83,8 @@ class Transformer(nn.Module):
               deterministic: bool = True) -> tuple[jax.Array, Cache | None]:
         """All layers and the final norm.
 
-        With a cache, the T positions of a row are consecutive: their keys and values are written to the slots
-        of the same number, and the queries see every slot up to their own.
+        With a cache, keys and values are written to the slots of their positions, and a query sees every slot up
+        to its own; the cache must be long enough.
         """
         config = self.config
         rate = 0.0 if deterministic else self.dropout
