@@ -12,6 +12,7 @@ import dataclasses
 import difflib
 import hashlib
 import json
+import re
 import types
 import typing
 from typing import Any
@@ -45,6 +46,10 @@ class ModelConfig:
         _one_of('model.positions', self.positions, ('learned', 'rotary'))
         _one_of('model.norm', self.norm, ('layernorm', 'rmsnorm'))
         _one_of('model.mlp', self.mlp, ('gelu', 'swiglu'))
+        _at_least(1, self, 'vocab_size', 'model_dim', 'num_layers', 'num_heads', 'num_kv_heads', 'head_dim', 'mlp_dim',
+                  'max_positions', section='model.')
+        if self.positions == 'rotary' and self.head_dim % 2:
+            raise UserError(f'model.head_dim={self.head_dim} is odd, and rotary positions turn pairs; use an even one')
         if self.num_heads % self.num_kv_heads:
             raise UserError(f'model.num_heads={self.num_heads} is not a multiple of '
                             f'model.num_kv_heads={self.num_kv_heads}; use a divisor of {self.num_heads}')
@@ -74,6 +79,8 @@ class ExecConfig:
     def __post_init__(self):
         _one_of('exec.compute_dtype', self.compute_dtype, ('float32', 'bfloat16'))
         _one_of('exec.remat', self.remat, ('none', 'minimal', 'full'))
+        _at_least(1, self, 'logits_chunk_tokens', 'micro_batches', section='exec.')
+        _at_least(0, self, 'scan_unroll', section='exec.')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,12 +172,13 @@ class StageConfig:
     samples: SamplesConfig
 
     def __post_init__(self):
+        _at_least(1, self, 'batch_size', 'seq_len', 'stop_step', 'log_every_steps', 'eval_every_steps', 'eval_rows',
+                  'save_every_steps')
         if self.batch_size % self.exec.micro_batches:
             raise UserError(f'batch_size={self.batch_size} is not divisible by '
                             f'exec.micro_batches={self.exec.micro_batches}; use a multiple')
-        for key in ('batch_size', 'seq_len', 'stop_step', 'log_every_steps', 'eval_every_steps', 'save_every_steps'):
-            if getattr(self, key) < 1:
-                raise UserError(f'{key}={getattr(self, key)} is not positive; use 1 or more')
+        if not 0 <= self.dropout < 1:
+            raise UserError(f'dropout={self.dropout} is not a probability below 1; use 0 for none')
         if self.keep_checkpoints < 2:
             raise UserError(f'keep_checkpoints={self.keep_checkpoints} leaves nothing to fall back to; use 2 or more')
 
@@ -190,6 +198,10 @@ class SFTConfig(StageConfig):
 
     patience: int
 
+    def __post_init__(self):
+        super().__post_init__()
+        _at_least(1, self, 'patience')
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RewardConfig(StageConfig):
@@ -201,6 +213,13 @@ class RewardConfig(StageConfig):
     max_prompt_tokens: int
     max_new_tokens: int
     temperature: float
+
+    def __post_init__(self):
+        super().__post_init__()
+        # One answer makes no pair, one sample has no deviation, and greedy samples are all alike.
+        _at_least(2, self, 'ranked_answers', 'normalize_samples')
+        _at_least(1, self, 'max_prompt_tokens', 'max_new_tokens')
+        _positive(self, 'temperature')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -228,6 +247,9 @@ class PPOConfig(StageConfig):
 
     def __post_init__(self):
         super().__post_init__()
+        _at_least(1, self, 'rollout_batch', 'epochs', 'max_prompt_tokens', 'max_new_tokens')
+        _at_least(0, self, 'value_warmup_steps')
+        _positive(self, 'temperature', 'kl_target', 'kl_horizon')
         if self.rollout_batch % self.batch_size:
             raise UserError(f'rollout_batch={self.rollout_batch} is not divisible by '
                             f'batch_size={self.batch_size}; use a multiple')
@@ -243,8 +265,8 @@ _NOT_IDENTITY = frozenset({
     'exec.mesh', 'exec.rules', 'exec.remat', 'exec.scan_unroll', 'exec.logits_chunk_tokens', 'exec.micro_batches',
     'data.data_dir', 'prompt_data.data_dir', 'stop_step', 'log_every_steps', 'save_every_steps',
     'keep_checkpoints', 'samples', 'init_from', 'reward_from', 'tokenizer.path'})
-# Of a source: where its files lie; their content is in the identity.
-_NOT_IDENTITY_OF_SOURCE = frozenset({'jsonl', 'text', 'validation_files'})
+# Nor where files lie: their content is hashed beside these keys.
+_FILES = re.compile(r'(prompt_)?data\.sources\.[^.]+\.(jsonl|text|validation_files)')
 
 
 def stage_config(config) -> StageConfig:
@@ -291,8 +313,7 @@ def digest(value: Any) -> str:
 
 
 def _identity_items(value: Any, path: str):
-    *above, name = path.split('.')
-    if path in _NOT_IDENTITY or above[1:2] == ['sources'] and name in _NOT_IDENTITY_OF_SOURCE:
+    if path in _NOT_IDENTITY or _FILES.fullmatch(path):
         return
     if dataclasses.is_dataclass(value):
         for field in dataclasses.fields(value):
@@ -311,12 +332,24 @@ def _one_of(key: str, value: str, allowed: tuple[str, ...]) -> None:
         raise UserError(f'{key}={value!r} is not known; use one of {", ".join(allowed)}')
 
 
+def _at_least(least: int, config: Any, *keys: str, section: str = '') -> None:
+    for key in keys:
+        if getattr(config, key) < least:
+            raise UserError(f'{section}{key}={getattr(config, key)} is less than {least}; use {least} or more')
+
+
+def _positive(config: Any, *keys: str) -> None:
+    for key in keys:
+        if not getattr(config, key) > 0:
+            raise UserError(f'{key}={getattr(config, key)} is not positive; use more than 0')
+
+
 def _convert(hint: Any, value: Any, path: str) -> Any:
-    if dataclasses.is_dataclass(hint):
-        if not isinstance(value, dict):
-            raise UserError(f'{path}={value!r} is not a section of keys; see configs/base.py')
-        return from_dict(hint, value, path + '.')
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if (dataclasses.is_dataclass(hint) or origin is dict) and not isinstance(value, dict):
+        raise UserError(f'{path}={value!r} is not a section of keys; see configs/base.py')
+    if dataclasses.is_dataclass(hint):
+        return from_dict(hint, value, path + '.')
     if origin in (typing.Union, types.UnionType):
         if value is None:
             return None

@@ -111,7 +111,8 @@ def content_sha256(source: SourceConfig, split: str, data_dir: str) -> str:
     recipe = [source.fields, _split_name(source, split) if source.tfds else split,
               source.holdout_percent if _holds_out(source) else None]
     if not source.tfds:
-        return digest([recipe, [_file_sha256(file) for file in _files(source, split)]])
+        kind = 'jsonl' if source.jsonl else 'text'
+        return digest([recipe, kind, [_file_sha256(file) for file in _files(source, split)]])
     stats = [(file.name, file.stat().length, file.stat().mtime)
              for file in sorted(_builder(source.tfds, data_dir).data_path.iterdir())]
     kept = epath.Path(data_dir).expanduser() / 'content' / f'{digest([source.tfds, recipe, stats])}.sha256'
