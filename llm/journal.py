@@ -19,7 +19,6 @@ from llm import train_state
 from llm.checkpoint import Checkpoints, load_params
 from llm.manifest import Manifest, parent_record
 from llm.metrics import Metrics, PEAK_FLOPS
-from llm.model.transformer import train_flops_per_token
 from llm.run import Result, Run
 from llm.train_state import TrainState
 
@@ -42,11 +41,12 @@ class Journal(contextlib.AbstractContextManager):
       head, objective: for the manifest.
       metric: the held-out number that decides which step is the best.
       higher_is_better: its direction.
+      flops_per_token: of a step, for FLOP/s and MFU in the rows; 0: not known, neither is written.
       host: the stage's own part, at the start.
     """
 
     def __init__(self, run: Run, state: TrainState, *, head: str, objective: str, metric: str,
-                 higher_is_better: bool, host: dict[str, Any] | None = None):
+                 higher_is_better: bool, flops_per_token: float = 0.0, host: dict[str, Any] | None = None):
         self._run, self._head, self._objective, self._metric = run, head, objective, metric
         self._sign = 1 if higher_is_better else -1
         self._began = time.monotonic()
@@ -64,7 +64,7 @@ class Journal(contextlib.AbstractContextManager):
         self._metrics = self._stack.enter_context(Metrics(
             run.folder, total_steps=run.config.stop_step, name=run.name,
             resume_step=None if self.fresh else self.step,
-            flops_per_token=train_flops_per_token(run.model_config, run.config.seq_len),
+            flops_per_token=flops_per_token,
             peak_flops=PEAK_FLOPS.get(jax.devices()[0].device_kind, 0.0) * run.mesh.size))
 
     def _restore(self, state: TrainState) -> tuple[TrainState, int, dict[str, Any]]:

@@ -19,7 +19,7 @@ from llm.data.prepare import prepare_text
 from llm.journal import averaged, Journal
 from llm.loop import every, fit
 from llm.model.attention import MaskSpec
-from llm.model.transformer import Transformer
+from llm.model.transformer import train_flops_per_token, Transformer
 from llm.objectives.log_probs import token_log_probs
 from llm.objectives.loss import Loss
 from llm.objectives.next_token import next_token
@@ -42,7 +42,8 @@ def run(run: Run) -> Result:
     held_out = evaluator(run)
 
     with Journal(run, state, head='token', objective='next token', metric='bits_per_byte',
-                 higher_is_better=False) as journal:
+                 higher_is_better=False,
+                 flops_per_token=train_flops_per_token(run.model_config, config.seq_len)) as journal:
         if journal.fresh:
             journal.evaluate(0, held_out, averaged(state))
             journal.save(0, state)

@@ -20,7 +20,7 @@ from llm.data.prepare import prepare_prompts, prepare_ranked
 from llm.envs.preference import final_scores
 from llm.journal import averaged, Journal
 from llm.loop import every, fit
-from llm.model.transformer import Transformer
+from llm.model.transformer import train_flops_per_token, Transformer
 from llm.objectives.loss import Loss
 from llm.objectives.preference import k_wise, pair_accuracy
 from llm.optim import make_optimizer, schedule
@@ -47,7 +47,8 @@ def run(run: Run) -> Result:
     normalizer = make_normalizer(run, sft_answers(run))
 
     with Journal(run, state, head='scalar', objective='k-wise ranking', metric='k_wise',
-                 higher_is_better=False) as journal:
+                 higher_is_better=False,
+                 flops_per_token=train_flops_per_token(run.model_config, config.seq_len)) as journal:
         if journal.fresh:
             journal.evaluate(0, held_out, averaged(state))
             journal.save(0, state, reward=normalizer(averaged(state)))

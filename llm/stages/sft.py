@@ -12,7 +12,7 @@ from llm.data.order import Mixture
 from llm.data.prepare import prepare_chats
 from llm.journal import averaged, Journal
 from llm.loop import every, fit
-from llm.model.transformer import Transformer
+from llm.model.transformer import train_flops_per_token, Transformer
 from llm.optim import make_optimizer, schedule
 from llm.run import Result, Run
 from llm.stages import pretrain
@@ -36,7 +36,8 @@ def run(run: Run) -> Result:
     held_out = evaluator(run)
 
     with Journal(run, state, head='token', objective='next token of answers', metric='next_token',
-                 higher_is_better=False) as journal:
+                 higher_is_better=False,
+                 flops_per_token=train_flops_per_token(run.model_config, config.seq_len)) as journal:
         if journal.fresh:
             journal.evaluate(0, held_out, averaged(state))
             journal.save(0, state)
