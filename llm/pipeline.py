@@ -168,8 +168,9 @@ def name_differences(run: Run) -> None:
                                    if theirs.get(key) != mine.get(key)]
     if others:
         folder, differences = min(others.items(), key=lambda item: len(item[1]))
-        run.say(f'{run.name}  a new run; {folder} differs in ' + ', '.join(
-            f'{key.removeprefix("config.")}: {old!r} -> {new!r}' for key, old, new in differences))
+        named = ', '.join(f'{key.removeprefix("config.")}: {old!r} -> {new!r}' for key, old, new in differences)
+        if named:  # none: the same run, set aside
+            run.say(f'{run.name}  a new run; {folder} differs in {named}')
 
 
 def _flat(value: Any, path: str = ''):

@@ -62,6 +62,10 @@ def resolve(name: str, config: StageConfig, root: epath.Path, done: dict[str, tu
         wanted = {'tokenizer': parents['init_from'].manifest.tokenizer} if key == 'reward_from' else (
             {'model': dataclasses.asdict(config.model)} if config.stage == 'pretrain' else {})
         parents[key] = find_parent(config.stage, key, reference, done, **wanted)
+    model = parents['init_from'].model_config if parents else config.model
+    if config.seq_len > model.max_positions:
+        raise UserError(f'{name}: seq_len={config.seq_len} is more than model.max_positions={model.max_positions}; '
+                        f'use shorter rows')
     identity = {'config': config_lib.identity_dict(config), 'data': content(config, progress),
                 'tokenizer': tokenizer_identity(config, parents),
                 'parents': {key: {'identity': parent.manifest.identity, 'step': parent.step}

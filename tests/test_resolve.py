@@ -1,0 +1,184 @@
+"""A parent that does not fit is refused, in one line that names the key, both values and the remedy."""
+
+import dataclasses
+import json
+import pathlib
+import shutil
+
+from ml_collections import ConfigDict
+import pytest
+
+from llm.config import UserError
+from llm.data import tokenizer as tokenizers
+from llm.manifest import manifest_path, read, write
+from tests import damage
+from tests import tiny
+
+
+@pytest.fixture
+def workdir(finished_pipeline, tmp_path) -> pathlib.Path:
+    """A copy of the finished pipeline's folders."""
+    return shutil.copytree(finished_pipeline, tmp_path / 'runs')
+
+
+def folder_of(workdir: pathlib.Path, name: str) -> pathlib.Path:
+    folder, = workdir.glob(f'{name}-*')
+    return folder
+
+
+def alone(workdir: pathlib.Path, name: str, **changes) -> ConfigDict:
+    """A config of one stage, whose parents are the folders of the workdir."""
+    config = tiny.pipeline_config(workdir).stages[name]
+    for key in ('init_from', 'reward_from'):
+        if config.get(key):
+            config[key] = str(folder_of(workdir, config[key].removeprefix('stage:')))
+    config.update_from_flattened_dict(changes)
+    return config
+
+
+def refusal(config: ConfigDict, workdir: pathlib.Path) -> str:
+    """The line with which the pipeline refuses this config."""
+    with pytest.raises(UserError) as error:
+        tiny.run(config, workdir)
+    assert '\n' not in str(error.value)
+    return str(error.value)
+
+
+def rewrite(folder: pathlib.Path, step: int, **changes) -> None:
+    """The manifest of a step with other fields, sealed as the code that wrote it would have."""
+    write(folder / 'checkpoints', dataclasses.replace(read(folder / 'checkpoints', step), **changes))
+
+
+@pytest.mark.parametrize('child, key, parent, stages', [
+    ('sft', 'init_from', 'ppo', "'pretrain' or 'sft'"), ('sft', 'init_from', 'reward', "'pretrain' or 'sft'"),
+    ('reward', 'init_from', 'pretrain', "'sft'"), ('ppo', 'init_from', 'pretrain', "'sft'"),
+    ('ppo', 'reward_from', 'sft', "'reward'"), ('pretrain', 'init_from', 'sft', "'pretrain'")])
+def test_parent_of_another_stage(workdir, child, key, parent, stages):
+    path = folder_of(workdir, parent)
+    assert refusal(alone(workdir, child, **{key: str(path)}), workdir / 'new') == (
+        f'{key}={path}: stage={parent!r}, wanted {stages}; give a step of such a stage')
+
+
+def test_parent_without_the_head(workdir):
+    rewrite(folder_of(workdir, 'reward'), 4, heads=['token'])
+    assert refusal(alone(workdir, 'ppo'), workdir / 'new').endswith(
+        "heads=['token'], wanted 'scalar'; give a step that has this head")
+
+
+def test_scorer_with_another_tokenizer(workdir):
+    folder = folder_of(workdir, 'reward')
+    tokenizer = read(folder / 'checkpoints', 4).tokenizer
+    rewrite(folder, 4, tokenizer={**tokenizer, 'sha256': 'another'})
+    assert refusal(alone(workdir, 'ppo'), workdir / 'new') == (
+        f"reward_from={folder}: tokenizer.sha256='another', wanted {tokenizer['sha256']!r}; "
+        'give a parent with the same tokenizer')
+
+
+@pytest.mark.parametrize('key, found, wanted', [
+    ('vocab_size', 320, 330), ('model_dim', 32, 48), ('num_layers', 2, 3), ('norm', 'rmsnorm', 'layernorm')])
+def test_parent_of_another_vocabulary_or_shape(workdir, key, found, wanted):
+    path = folder_of(workdir, 'pretrain')
+    config = alone(workdir, 'pretrain', **{f'model.{key}': wanted}, init_from=str(path))
+    assert refusal(config, workdir / 'new') == (
+        f'init_from={path}: model.{key}={found!r}, wanted {wanted!r}; give a parent with the same model')
+
+
+def test_parent_whose_tokenizer_was_replaced(workdir):
+    target = folder_of(workdir, 'pretrain') / 'tokenizer.model'
+    tokenizers.train([' '.join(tiny.WORDS)] * 50, 320, 10**6, str(target))
+    line = refusal(alone(workdir, 'sft'), workdir / 'new')
+    assert 'tokenizer.model has SHA-256' in line and "restore the parent's tokenizer.model" in line
+
+
+def test_parent_whose_tokenizer_is_damaged(workdir):
+    path = folder_of(workdir, 'pretrain') / 'tokenizer.model'
+    path.write_bytes(path.read_bytes()[:1000])
+    assert 'tokenizer.model' in refusal(alone(workdir, 'sft'), workdir / 'new')
+
+
+def test_tokenizer_of_another_size_than_the_model(workdir):
+    path = str(folder_of(workdir, 'pretrain') / 'tokenizer.model')
+    config = alone(workdir, 'pretrain', **{'tokenizer.path': path, 'model.vocab_size': 330})
+    assert refusal(config, workdir / 'new') == (
+        "model.vocab_size=330 is not the tokenizer's 320; make them equal")
+
+
+def test_parent_of_another_dtype(workdir):
+    folder = folder_of(workdir, 'pretrain')
+    leaves = read(folder / 'checkpoints', 4).leaves
+    path = sorted(leaves['params'])[0]
+    leaves['params'][path]['dtype'] = 'bfloat16'
+    rewrite(folder, 4, leaves=leaves)
+    assert f'params/{path} has dtype bfloat16, wanted float32' in refusal(alone(workdir, 'sft'), workdir / 'new')
+
+
+@pytest.mark.parametrize('spoil', [damage.flip_bit, damage.truncate, damage.copy_half, shutil.rmtree])
+def test_damaged_parent_is_refused_and_the_step_before_it_is_named(workdir, spoil, capfd):
+    folder = folder_of(workdir, 'pretrain') / 'checkpoints'
+    spoil(folder / '4' / 'params')
+    line = refusal(alone(workdir, 'sft'), workdir / 'new')
+    assert line.startswith(f'{folder}@4 is refused: ') and line.endswith(f'; use {folder}@2')
+    assert 'Traceback' not in capfd.readouterr().err
+
+
+def test_unsealed_parent(workdir):
+    folder = folder_of(workdir, 'pretrain') / 'checkpoints'
+    manifest_path(folder, 4).unlink()
+    assert refusal(alone(workdir, 'sft'), workdir / 'new') == (
+        f'{manifest_path(folder, 4)} is not there: no such sealed step; use one of these: 2')
+
+
+def test_parent_of_an_unknown_version(workdir):
+    folder = folder_of(workdir, 'pretrain')
+    rewrite(folder, 4, version=99)
+    assert 'has version=99, this code reads version=1; use the code that wrote it' in refusal(
+        alone(workdir, 'sft'), workdir / 'new')
+
+
+@pytest.mark.parametrize('reference, what', [
+    ('nowhere', 'init_from=nowhere has no checkpoint; name the folder of a run'),
+    ('nowhere@4', 'no such sealed step; use one of these: none'),
+    ('nowhere@last', "init_from='nowhere@last': 'last' after @ is not a step; write PATH or PATH@100")])
+def test_parent_that_is_not_there(workdir, reference, what, monkeypatch):
+    monkeypatch.chdir(workdir)
+    assert what in refusal(alone(workdir, 'sft', init_from=reference), workdir / 'new')
+
+
+def test_rows_longer_than_the_model_has_positions(workdir):
+    line = 'seq_len=65 is more than model.max_positions=64; use shorter rows'
+    assert refusal(alone(workdir, 'pretrain', seq_len=65), workdir / 'new') == f'pretrain: {line}'
+    assert refusal(alone(workdir, 'sft', seq_len=65), workdir / 'new') == f'sft: {line}'
+
+
+def test_chosen_step_of_a_finished_run_and_a_named_one(workdir, monkeypatch):
+    asked = []
+    monkeypatch.setattr('llm.stages.sft.run', lambda run: asked.append(run.parents['init_from'].step) or 1 / 0)
+    path = folder_of(workdir, 'pretrain')
+    result = json.loads((path / 'result.json').read_text())
+    (path / 'result.json').write_text(json.dumps({**result, 'step': 2}))
+    for reference in (path, f'{path}@4'):
+        with pytest.raises(ZeroDivisionError):
+            tiny.run(alone(workdir, 'sft', init_from=str(reference)), workdir / 'new')
+    assert asked == [2, 4]
+
+
+@pytest.mark.parametrize('name, key', [('sft', 'data'), ('reward', 'prompt_data')])
+def test_missing_data_file(workdir, name, key):
+    config = alone(workdir, name)
+    source, = config[key].sources.values()
+    source.jsonl = 'nowhere/*.jsonl'
+    assert refusal(config, workdir / 'new') == 'jsonl=nowhere/*.jsonl matches no file; check the path'
+
+
+def test_no_data(workdir):
+    config = alone(workdir, 'sft')
+    config.data.sources = {}
+    assert refusal(config, workdir / 'new') == 'data.sources is empty; name at least one source in the config'
+
+
+def test_bad_rows_above_the_share(workdir):
+    with (workdir / 'chats.jsonl').open('ab') as file:
+        file.write(b'{"messages": [\n\xff\n')
+    assert refusal(alone(workdir, 'sft'), workdir / 'new').startswith(
+        f'2 of 122 rows are bad, more than data.max_bad_percent=1.0: {workdir}/chats.jsonl:121: not JSON; '
+        f'{workdir}/chats.jsonl:122: invalid UTF-8')
