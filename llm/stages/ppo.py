@@ -118,7 +118,7 @@ def make_iteration(run: Run, models: Models, frozen: Any, train_step: Callable, 
 
     def iteration(state: TrainState, prompts: dict[str, jax.Array]) -> tuple[TrainState, dict[str, Any]]:
         key = jax.random.fold_in(jax.random.fold_in(state.key, _SAMPLING), state.step)
-        trajectories, seen = rollout(state.params, frozen, prompts, key)
+        trajectories, seen = rollout(state.params, frozen, prompts, key, state.step)
         batch = advantages(trajectories, host['kl_coef'])
         updates = []
         for rows_B in minibatches(config, int(state.step)):
@@ -141,7 +141,7 @@ def minibatches(config: PPOConfig, updates: int) -> Iterator[np.ndarray]:
 
 
 def make_rollout(run: Run, models: Models) -> Callable:
-    """Returns rollout(params, frozen, prompts, key) -> (Trajectories, seen), compiled as one program.
+    """Returns rollout(params, frozen, prompts, key, version=0) -> (Trajectories, seen), compiled as one program.
 
     The policy answers, the environment judges, the reference and the value read what was said. `seen` are sums and
     counts over answers; empty prompts (length 0, which fill up a held-out batch) count nowhere.
@@ -153,7 +153,7 @@ def make_rollout(run: Run, models: Models) -> Callable:
     judge = make_step(models.scorer, **normalizer, missing_eos_penalty=config.missing_eos_penalty,
                       eos_id=special['eos'])
 
-    def rollout(params, frozen, prompts, key):
+    def rollout(params, frozen, prompts, key, version=0):
         counts_B = (prompts['length_B'] > 0).astype(jnp.float32)
         made = generate(params['policy'], prompts['tokens_BT'], jnp.maximum(prompts['length_B'], 1),
                         prompts['index_B'], key)
@@ -167,7 +167,7 @@ def make_rollout(run: Run, models: Models) -> Callable:
             logp_ref_BT=reference.logp_BT * mask_BT, value_BT=value_BT * mask_BT,
             reward_BT=jnp.where(last_BT, judged.reward_B[:, None], 0.0),
             turn_BT=jnp.zeros_like(made.tokens_BT), group_B=prompts['index_B'],
-            weights_version_B=jnp.zeros_like(prompts['index_B']))
+            weights_version_B=jnp.full_like(prompts['index_B'], version))
         kl_B = jnp.sum(trajectories.logp_old_BT - trajectories.logp_ref_BT, axis=1)
         length_B, ended_B = jnp.sum(mask_BT, axis=1), judged.ended_B.astype(jnp.float32)
         seen = {'reward': judged.reward_B, 'score': judged.score_B, 'kl': kl_B, 'length': length_B, 'ended': ended_B}
