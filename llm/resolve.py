@@ -12,7 +12,7 @@ from typing import Any
 from etils import epath
 
 from llm import config as config_lib
-from llm.config import DataConfig, SourceConfig, StageConfig, UserError
+from llm.config import DataConfig, StageConfig, UserError
 from llm.data import sources
 from llm.data import tokenizer as tokenizer_lib
 from llm.data.sources import BadRows
@@ -136,7 +136,7 @@ def provide_tokenizer(run: Run) -> None:
     else:
         run.progress(f'{run.name} tokenizer', 0, 1)
         share = config.tokenizer.train_bytes // len(config.data.sources)
-        texts = (text for source in config.data.sources.values() for text in first_bytes(source, config.data, share))
+        texts = (text for name in config.data.sources for text in first_bytes(name, config.data, share))
         tokenizer_lib.train(texts, config.model.vocab_size, config.tokenizer.train_bytes, str(target))
         run.progress(f'{run.name} tokenizer', 1, 1)
     if run.parents and run.tokenizer.sha256 != run.identity['tokenizer']:
@@ -147,10 +147,15 @@ def provide_tokenizer(run: Run) -> None:
                         f'{run.tokenizer.vocab_size}; make them equal')
 
 
-def first_bytes(source: SourceConfig, data: DataConfig, limit: int) -> Iterator[str]:
+def first_bytes(name: str, data: DataConfig, limit: int) -> Iterator[str]:
     """Training texts of one source, up to its share of what the tokenizer is trained on."""
-    for record in sources.records(source, 'train', data.data_dir, BadRows(data.max_bad_percent)):
+    bad = BadRows(data.max_bad_percent)
+    for record in sources.records(data.sources[name], 'train', data.data_dir, bad):
+        if 'text' not in record:
+            raise UserError(f'data.sources.{name} has records of {", ".join(sorted(record))}, but a tokenizer is '
+                            f'trained on text; use another source, or set its fields')
         yield record['text'][:limit]
         limit -= len(record['text'].encode())
         if limit <= 0:
             return
+    bad.check()

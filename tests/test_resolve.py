@@ -170,6 +170,12 @@ def test_missing_data_file(workdir, name, key):
     assert refusal(config, workdir / 'new') == 'jsonl=nowhere/*.jsonl matches no file; check the path'
 
 
+def test_tokenizer_of_no_text(workdir):
+    config = alone(workdir, 'pretrain')
+    config.data.sources.text.jsonl = str(workdir / 'chats.jsonl')
+    assert refusal(config, workdir / 'new').startswith('data.sources.text has records of messages, but a tokenizer is')
+
+
 def test_no_data(workdir):
     config = alone(workdir, 'sft')
     config.data.sources = {}

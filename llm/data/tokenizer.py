@@ -40,9 +40,11 @@ def train(texts: Iterable[str], vocab_size: int, train_bytes: int, path: str) ->
     Raises UserError where the text is too little for `vocab_size` pieces.
     """
     model = io.BytesIO()
+    # Read before: SentencePiece makes its own error of one that comes out of an iterator.
+    sentences = list(_first_bytes(texts, train_bytes))
     try:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=_first_bytes(texts, train_bytes), model_writer=model, model_type='bpe',
+            sentence_iterator=iter(sentences), model_writer=model, model_type='bpe',
             vocab_size=vocab_size, byte_fallback=True, normalization_rule_name='identity',
             add_dummy_prefix=False, remove_extra_whitespaces=False, allow_whitespace_only_pieces=True,
             split_digits=True, max_sentence_length=2**30, minloglevel=2,

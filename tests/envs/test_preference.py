@@ -1,0 +1,74 @@
+"""The one-turn environment: what a finished answer is worth."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from llm.envs.preference import final_scores, make_step, whole_rows
+from llm.model.transformer import Transformer
+from llm.run import initializer
+from tests import tiny
+
+PAD, EOS = 0, 2
+MODEL = Transformer(tiny.model(), tiny.execution(), head='scalar')
+TOKENS_BT = np.array([[1, 5, 6, EOS, PAD, PAD], [1, 5, 7, 8, 9, 10], [1, EOS, PAD, PAD, PAD, PAD]], np.int32)
+LENGTH_B = np.array([4, 6, 2], np.int32)
+
+
+@pytest.fixture(scope='module')
+def params():
+    return jax.tree.map(lambda leaf: leaf.value, initializer(MODEL)(jax.random.key(0)),
+                        is_leaf=lambda leaf: hasattr(leaf, 'value'))
+
+
+@pytest.fixture(scope='module')
+def score_B(params):
+    return np.asarray(final_scores(MODEL, params, TOKENS_BT, LENGTH_B))
+
+
+def step(params, tokens_BT=TOKENS_BT, **changes):
+    settings = {'mean': 0.0, 'deviation': 1.0, 'missing_eos_penalty': 0.0, 'eos_id': EOS} | changes
+    return make_step(MODEL, **settings)(params, tokens_BT, LENGTH_B)
+
+
+def test_score_is_that_of_the_last_token_alone(params, score_B):
+    for row, length in enumerate(LENGTH_B):
+        alone_BT = TOKENS_BT[row:row + 1, :length]
+        score_BT = MODEL.apply({'params': params}, alone_BT, *whole_rows(alone_BT))
+        np.testing.assert_allclose(score_B[row], score_BT[0, -1], rtol=1e-5, atol=1e-6)
+
+
+def test_padding_changes_no_score(params, score_B):
+    other_BT = np.where(np.arange(6) < LENGTH_B[:, None], TOKENS_BT, 11)
+    assert np.array_equal(final_scores(MODEL, params, other_BT, LENGTH_B), score_B)
+
+
+def test_score_is_in_deviations_from_the_mean(params, score_B):
+    np.testing.assert_allclose(step(params, mean=0.5, deviation=0.25).score_B, (score_B - 0.5) / 0.25, rtol=1e-5)
+
+
+def test_penalty_is_taken_where_the_end_token_is_missing(params):
+    judged = step(params, missing_eos_penalty=0.7)
+    assert judged.ended_B.tolist() == [True, False, True]
+    np.testing.assert_allclose(judged.score_B - judged.reward_B, [0.0, 0.7, 0.0], atol=1e-6)
+
+
+def test_end_token_after_the_answer_is_no_end(params):
+    padded_BT = np.where(np.arange(6) == 5, EOS, TOKENS_BT)
+    assert step(params, padded_BT).ended_B.tolist() == [True, True, True]
+    inside_BT = np.where(np.arange(6) == 1, EOS, TOKENS_BT)
+    assert step(params, inside_BT).ended_B.tolist() == [True, False, True]
+
+
+def test_every_first_turn_is_the_last(params):
+    judged = step(params)
+    assert judged.done_B.dtype == jnp.bool_ and judged.done_B.all()
+    assert (judged.reward_B.dtype, judged.score_B.dtype) == (jnp.float32, jnp.float32)
+
+
+def test_dropout_comes_with_its_key_alone(score_B, params):
+    model = Transformer(tiny.model(), tiny.execution(), head='scalar', dropout=0.5)
+    assert np.array_equal(final_scores(model, params, TOKENS_BT, LENGTH_B), score_B)
+    dropped_B = final_scores(model, params, TOKENS_BT, LENGTH_B, dropout_key=jax.random.key(0))
+    assert not np.allclose(dropped_B, score_B)
