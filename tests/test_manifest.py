@@ -129,8 +129,8 @@ def test_a_parent_that_does_not_fit_is_refused(change, words):
 def test_references():
     assert parse_reference('runs/x') == ('runs/x', None)
     assert parse_reference('runs/x@120') == ('runs/x', 120)
-    assert parse_reference('/data/me@work/x') == ('/home/me@work/x', None)
-    assert parse_reference('/data/me@work/x@0') == ('/home/me@work/x', 0)
+    assert parse_reference('/data/me@work/x') == ('/data/me@work/x', None)
+    assert parse_reference('/data/me@work/x@0') == ('/data/me@work/x', 0)
     for wrong in ('runs/x@', 'runs/x@last', 'runs/x@-1', '@3'):
         with pytest.raises(UserError) as error:
             parse_reference(wrong, 'reward_from')
