@@ -1,4 +1,4 @@
-"""Runs of one stage that ought to be equal: on another mesh, in micro-batches, killed on the way; and how to compare.
+"""Runs of a stage that ought to be equal (on another mesh, in micro-batches, killed), and their comparison.
 
 In: a pipeline's config, a workdir in which the stages before the one in question are finished.
 Out: a run's rows and fingerprints, and by how much two runs differ.
@@ -132,6 +132,6 @@ def get_config():
 
 def _has_passed(step: int, name: str, workdir: pathlib.Path) -> bool:
     for path in workdir.glob(f'{name}-*/checkpoints/{step}.manifest.json'):
-        *whole, _ = (path.parents[1] / 'metrics.jsonl').read_text().split('\n')  # the last row may be half there
+        *whole, _ = (path.parents[1] / 'metrics.jsonl').read_text().split('\n')  # the last row may be torn
         return json.loads(whole[-1])['step'] > step
     return False

@@ -1,4 +1,4 @@
-"""Sampler and trainer read the same policy: the same log-probability of every chosen token, at any temperature."""
+"""Sampler and trainer read one policy: the same log-probability of each chosen token, at any temperature."""
 
 import dataclasses
 import functools
@@ -19,14 +19,16 @@ def test_the_sampler_and_the_trainer_agree(temperature, finished_pipeline):
     run = dataclasses.replace(run, config=dataclasses.replace(run.config, temperature=temperature))
     with jax.set_mesh(run.mesh):
         models, frozen = ppo.models_of(run), ppo.load_frozen(run)
-        # Away from its start and made sharper, so that the policy is neither the reference nor nearly uniform.
+        # Away from its start and made sharper, so that the policy is not the reference, nor nearly uniform.
         params['policy'] = jax.tree.map(lambda x: 3 * x, params['policy'])
-        tokens_BT = np.random.default_rng(0).integers(10, run.model_config.vocab_size, (16, 24), dtype=np.int32)
+        words = np.random.default_rng(0)
+        tokens_BT = words.integers(10, run.model_config.vocab_size, (16, 24), dtype=np.int32)
         prompts = {'tokens_BT': tokens_BT, 'length_B': np.arange(9, 25, dtype=np.int32),
                    'index_B': np.arange(16, dtype=np.int32)}
         made, _ = ppo.make_rollout(run, models)(params, frozen, prompts, jax.random.key(0))
         read = jax.jit(functools.partial(ppo.read_log_probs, run, models))(params['policy'], made.tokens_BT)
-    logp_old_BT, logp_BT, chosen_BT = (np.asarray(x) for x in (made.logp_old_BT, read.logp_BT, made.mask_BT > 0))
+    chosen_BT = np.asarray(made.mask_BT) > 0
+    logp_old_BT, logp_BT = np.asarray(made.logp_old_BT), np.asarray(read.logp_BT)
     assert chosen_BT.sum() > 64 and logp_BT[chosen_BT].std() > 0.5
     np.testing.assert_allclose(logp_old_BT[chosen_BT], logp_BT[chosen_BT], rtol=0, atol=1e-5)
     assert not logp_old_BT[~chosen_BT].any()
