@@ -26,7 +26,7 @@ def execution() -> ConfigDict:
         # Layers unrolled in each step of the scan over layers; 0 is all of them: faster on CPU, slower to compile.
         'scan_unroll': 0,
         # Positions whose logits are alive at once in the loss, in tokens of each row.
-        'logits_chunk_tokens': 128,
+        'logits_chunk_tokens': 64,
         # Pieces that a batch is cut into; gradients are accumulated over them.
         'micro_batches': 1,
     })
@@ -86,7 +86,9 @@ def stage(name: str) -> ConfigDict:
         'optim': optim(),
         'batch_size': 16,         # global, in rows.
         'seq_len': 128,           # tokens of a row.
-        'stop_step': 1000,        # steps of this run; not part of its identity, so that it can be extended.
+        # Steps of this run. Not part of its identity, so that it can be extended; the result is that of one run if the
+        # first end was a multiple of eval_every_steps, because there is an evaluation at the end.
+        'stop_step': 1000,
         'dropout': 0.0,           # probability, at embeddings, attention weights and residual branches.
         'log_every_steps': 10,
         'eval_every_steps': 200,  # part of the identity: it decides which step is the best.

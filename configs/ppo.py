@@ -16,7 +16,8 @@ def get_config(variant: str = '') -> ConfigDict:
     base.check_variant(variant, ('', 'tiny'))
     config = base.ppo()
     config.data = base.data(begin=base.source(tfds='reviews/begin'))
-    config.stop_step = 40
+    config.epochs = 2
+    config.stop_step = 30
     config.eval_every_steps = config.save_every_steps = 10
     config.log_every_steps = 1
     config.optim.learning_rate = 1e-4
@@ -26,7 +27,6 @@ def get_config(variant: str = '') -> ConfigDict:
     if variant == 'tiny':
         base.shrink(config)
         config.rollout_batch = 16
-        config.epochs = 2
         config.max_new_tokens = 16
         config.seq_len = 80
         config.stop_step = 4

@@ -1,4 +1,4 @@
-"""Pretraining on the Bible and Shakespeare: a 2.5 M parameter Llama-like model, 4,096 pieces.
+"""Pretraining on the Bible and Shakespeare: a 2.6 M parameter Llama-like model, 4,096 pieces.
 
 Source: recipe of this repository. Command: python -m llm.main --config=configs/pretrain.py --workdir=runs/x
 Hardware: two CPU cores, 4 minutes; `:tiny` takes seconds. Expected: bits per byte in experiments/.

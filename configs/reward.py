@@ -1,4 +1,4 @@
-"""A scorer from human ratings: four snippets a prompt, ranked by the mean of 15 to 29 ratings each.
+"""A scorer from human ratings: four snippets a prompt, ranked by the mean of 14 to 29 ratings each.
 
 Source: InstructGPT (arXiv:2203.02155), section 3.5, on the review snippets of Hutto and Gilbert (ICWSM 2014).
 Command: python -m llm.main --config=configs/reward.py --workdir=runs/x --config.init_from=PATH@step
@@ -16,7 +16,8 @@ def get_config(variant: str = '') -> ConfigDict:
     config = base.reward()
     config.data = base.data(rank=base.source(tfds='reviews/rank'))
     config.prompt_data = base.data(begin=base.source(tfds='reviews/begin'))
-    config.stop_step = config.optim.schedule_steps = 400
+    config.batch_size = 8
+    config.stop_step = config.optim.schedule_steps = 300
     config.eval_every_steps = config.save_every_steps = 100
     config.seq_len = 96
     config.optim.learning_rate = 5e-4
@@ -24,7 +25,6 @@ def get_config(variant: str = '') -> ConfigDict:
     config.dropout = 0.1
     if variant == 'tiny':
         base.shrink(config)
-        config.prompt_data = base.data(begin=base.source(tfds='reviews/begin'))
         config.normalize_samples = 16
         config.max_new_tokens = 16
     return config

@@ -101,6 +101,8 @@ class SourceConfig:
         given = [key for key in ('tfds', 'jsonl', 'text') if getattr(self, key)]
         if len(given) != 1:
             raise UserError(f'a data source sets {given or "none"} of tfds, jsonl and text; set exactly one')
+        if not 0 < self.holdout_percent < 100:
+            raise UserError(f'holdout_percent={self.holdout_percent} is not between 0 and 100')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,6 +141,10 @@ class OptimConfig:
 
     def __post_init__(self):
         _one_of('optim.schedule', self.schedule, ('cosine', 'wsd', 'constant'))
+        _positive(self, 'learning_rate', 'eps', 'clip_norm', section='optim.')
+        _at_least(0, self, 'warmup_steps', 'weight_decay', section='optim.')
+        _at_least(1, self, 'schedule_steps', section='optim.')
+        _within(self, 'decay_fraction', 'final_fraction', 'b1', 'b2', 'ema_decay', section='optim.')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,7 +153,11 @@ class SamplesConfig:
 
     prompts: tuple[str, ...]
     max_new_tokens: int
-    temperature: float
+    temperature: float  # 0: the likeliest token each time
+
+    def __post_init__(self):
+        _at_least(1, self, 'max_new_tokens', section='samples.')
+        _at_least(0, self, 'temperature', section='samples.')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -174,6 +184,7 @@ class StageConfig:
     def __post_init__(self):
         _at_least(1, self, 'batch_size', 'seq_len', 'stop_step', 'log_every_steps', 'eval_every_steps', 'eval_rows',
                   'save_every_steps')
+        _at_least(0, self, 'seed')
         if self.batch_size % self.exec.micro_batches:
             raise UserError(f'batch_size={self.batch_size} is not divisible by '
                             f'exec.micro_batches={self.exec.micro_batches}; use a multiple')
@@ -226,7 +237,7 @@ class RewardConfig(StageConfig):
 class PPOConfig(StageConfig):
     """Proximal policy optimisation against a frozen scorer, with a penalty on the divergence from SFT."""
 
-    reward_from: str
+    reward_from: str | None
     rollout_batch: int
     epochs: int
     max_prompt_tokens: int
@@ -249,7 +260,12 @@ class PPOConfig(StageConfig):
         super().__post_init__()
         _at_least(1, self, 'rollout_batch', 'epochs', 'max_prompt_tokens', 'max_new_tokens')
         _at_least(0, self, 'value_warmup_steps')
-        _positive(self, 'temperature', 'kl_target', 'kl_horizon')
+        _at_least(0, self, 'value_coef', 'kl_coef', 'missing_eos_penalty')
+        _within(self, 'discount', 'gae_lambda')
+        _positive(self, 'temperature', 'kl_target', 'kl_horizon', 'kl_budget', 'clip_epsilon', 'value_clip_epsilon',
+                  'value_learning_rate')
+        if self.dropout:
+            raise UserError(f'dropout={self.dropout} would part the trainer\'s log-probs from the sampler\'s; use 0')
         if self.rollout_batch % self.batch_size:
             raise UserError(f'rollout_batch={self.rollout_batch} is not divisible by '
                             f'batch_size={self.batch_size}; use a multiple')
@@ -296,11 +312,6 @@ def nearest(key: str, known) -> str:
     return f'; did you mean {close[0]}?' if close else f'; known: {", ".join(sorted(known))}'
 
 
-def to_dict(config: Any) -> dict[str, Any]:
-    """The inverse of `from_dict`, ready for JSON."""
-    return dataclasses.asdict(config)
-
-
 def identity_dict(config: StageConfig) -> dict[str, Any]:
     """The keys that change the result, flat and dotted; keys at their neutral default are left out."""
     return dict(_identity_items(config, ''))
@@ -338,10 +349,16 @@ def _at_least(least: int, config: Any, *keys: str, section: str = '') -> None:
             raise UserError(f'{section}{key}={getattr(config, key)} is less than {least}; use {least} or more')
 
 
-def _positive(config: Any, *keys: str) -> None:
+def _positive(config: Any, *keys: str, section: str = '') -> None:
     for key in keys:
         if not getattr(config, key) > 0:
-            raise UserError(f'{key}={getattr(config, key)} is not positive; use more than 0')
+            raise UserError(f'{section}{key}={getattr(config, key)} is not positive; use more than 0')
+
+
+def _within(config: Any, *keys: str, section: str = '') -> None:
+    for key in keys:
+        if not 0 <= getattr(config, key) <= 1:
+            raise UserError(f'{section}{key}={getattr(config, key)} is not between 0 and 1')
 
 
 def _convert(hint: Any, value: Any, path: str) -> Any:

@@ -19,18 +19,23 @@ from llm.sharding import global_batch
 from llm.train_step import Objective, make_eval_step
 
 
+def held_out_indices(run: Run, rows: Any) -> np.ndarray:
+    """At most `eval_rows` rows, spread evenly, so that every document of a long text is heard."""
+    return np.arange(min(run.config.eval_rows, len(rows))) * len(rows) // min(run.config.eval_rows, len(rows))
+
+
 def held_out_batches(run: Run, rows: Any, batch_size: int) -> Iterator[dict[str, jax.Array]]:
-    """The first `eval_rows` rows, and `index_B`, in batches of one shape: the last is filled up with zeros."""
-    count = min(run.config.eval_rows, len(rows))
+    """`eval_rows` rows, and `index_B`, in batches of one shape: the last is filled up with zeros."""
+    chosen = held_out_indices(run, rows)
 
     def filled(indices: np.ndarray) -> dict[str, np.ndarray]:
-        inside = indices < count
-        fields = rows.rows(np.where(inside, indices, 0))
+        inside = indices < len(chosen)
+        fields = rows.rows(chosen[np.where(inside, indices, 0)])
         for field in fields.values():
             field[~inside] = 0
         return {**fields, 'index_B': indices.astype(np.int32)}
     return (global_batch(filled, np.arange(start, start + batch_size), run.rows_sharding)
-            for start in range(0, count, batch_size))
+            for start in range(0, len(chosen), batch_size))
 
 
 def make_evaluator(run: Run, objective: Objective, corpora: dict[str, Any]) -> Callable[[Any], dict[str, float]]:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import contextlib
 import dataclasses
 import json
+import math
 import time
 from typing import Any
 
@@ -17,6 +18,7 @@ from llm import config as config_lib
 from llm import provenance
 from llm import train_state
 from llm.checkpoint import Checkpoints, load_params
+from llm.config import UserError
 from llm.manifest import Manifest, parent_record
 from llm.metrics import Metrics, PEAK_FLOPS
 from llm.run import Result, Run
@@ -43,29 +45,32 @@ class Journal(contextlib.AbstractContextManager):
       higher_is_better: its direction.
       flops_per_token: of a step, for FLOP/s and MFU in the rows; 0: not known, neither is written.
       host: the stage's own part, at the start.
+      normalizer: of a scorer: params -> mean and deviation of its scores, for the manifest.
     """
 
     def __init__(self, run: Run, state: TrainState, *, head: str, objective: str, metric: str,
-                 higher_is_better: bool, flops_per_token: float = 0.0, host: dict[str, Any] | None = None):
+                 higher_is_better: bool, flops_per_token: float = 0.0, host: dict[str, Any] | None = None,
+                 normalizer: Callable[[Any], dict[str, float]] | None = None):
         self._run, self._head, self._objective, self._metric = run, head, objective, metric
         self._sign = 1 if higher_is_better else -1
+        self._normalizer = normalizer
         self._began = time.monotonic()
-        self._stack = contextlib.ExitStack()
-        self._checkpoints = self._stack.enter_context(Checkpoints(
-            run.folder / 'checkpoints', keep=run.config.keep_checkpoints, say=run.say))
-        self.fresh = not self._checkpoints.steps()
-        if self.fresh:
-            self.state, self.step = state, 0
-            self.host = {'best_step': 0, 'best': None, 'before': None, 'stale': 0, 'why': None, **(host or {})}
-        else:
-            self.state, self.step, self.host = self._restore(state)
-            run.say(f'{run.name}  goes on from step {self.step}')
-        self._last = self.step
-        self._metrics = self._stack.enter_context(Metrics(
-            run.folder, total_steps=run.config.stop_step, name=run.name,
-            resume_step=None if self.fresh else self.step,
-            flops_per_token=flops_per_token,
-            peak_flops=PEAK_FLOPS.get(jax.devices()[0].device_kind, 0.0) * run.mesh.size))
+        with contextlib.ExitStack() as stack:
+            self._checkpoints = stack.enter_context(Checkpoints(
+                run.folder / 'checkpoints', keep=run.config.keep_checkpoints, say=run.say))
+            self.fresh = not self._checkpoints.steps()
+            if self.fresh:
+                self.state, self.step = state, 0
+                self.host = {'best_step': 0, 'best': None, 'before': None, 'stale': 0, 'why': None, **(host or {})}
+            else:
+                self.state, self.step, self.host = self._restore(state)
+                run.say(f'{run.name}  goes on from step {self.step}')
+            self._last = self.step
+            self._metrics = stack.enter_context(Metrics(
+                run.folder, total_steps=run.config.stop_step, name=run.name,
+                resume_step=None if self.fresh else self.step, flops_per_token=flops_per_token,
+                peak_flops=PEAK_FLOPS.get(jax.devices()[0].device_kind, 0.0) * run.mesh.size))
+            self._stack = stack.pop_all()
 
     def _restore(self, state: TrainState) -> tuple[TrainState, int, dict[str, Any]]:
         like = train_state.abstract(_items(state))
@@ -108,20 +113,22 @@ class Journal(contextlib.AbstractContextManager):
             values = evaluator(params)
         self._metrics.evaluate(step, values)
         value, best = values[self._metric], self.host['best']
-        if eligible(values) and (best is None or self._sign * value > self._sign * best):
+        if eligible(values) and not math.isnan(value) and (best is None or self._sign * value > self._sign * best):
             self.host |= {'best_step': step, 'best': value, 'stale': 0}
         else:
             self.host['stale'] += 1
         if step == 0:
             self.host['before'] = value
 
-    def save(self, step: int, state: TrainState, *, reward: dict[str, float] | None = None) -> None:
-        """Saves in the background; `reward`: mean and deviation of a scorer's scores."""
+    def save(self, step: int, state: TrainState) -> None:
+        """Saves in the background. Raises UserError for a state with a number that is not finite."""
         with self._metrics.aside():
             self._run.owner.check()
-            if self._checkpoints.save(step, _items(state), self.host, self._manifest(reward),
-                                      best=self.host['best_step'] == step):
-                self._last = step
+            reward = self._normalizer(averaged(state)) if self._normalizer else None
+            if not self._checkpoints.save(step, _items(state), self.host, self._manifest(reward),
+                                          best=self.host['best_step'] == step):
+                raise UserError(f'{self._run.name} diverged before step {step}; use a lower optim.learning_rate')
+        self._last = step
 
     def chosen(self, state: TrainState) -> Any:
         """The parameters of the best step, which children will start from; `state` is the last one."""
@@ -141,20 +148,23 @@ class Journal(contextlib.AbstractContextManager):
     def result(self) -> Result:
         """How the run ended; every save is sealed when this returns."""
         self._checkpoints.wait()
+        if self.host['best'] is None:
+            raise UserError(f'{self._run.name}: no held-out {self._metric} was a number; look at its validation data')
         return Result(
             stage=self._run.config.stage, step=self.host['best_step'], last_step=self._last,
             why=self.host['why'] or 'stop_step',
             metric=self._metric, before=self.host['before'], after=self.host['best'],
-            seconds=time.monotonic() - self._began, code=provenance.code(),
-            parents={key: parent.manifest.fingerprint for key, parent in self._run.parents.items()})
+            seconds=time.monotonic() - self._began, code=provenance.code())
 
     def _manifest(self, reward: dict[str, float] | None) -> Manifest:
         run, config = self._run, self._run.config
         return Manifest(
             stage=config.stage, identity=config_lib.digest(run.identity),
             model=dataclasses.asdict(run.model_config), tokenizer=run.tokenizer.describe(), heads=[self._head],
-            reward=reward, objective=self._objective, data=run.identity['data'], seed=config.seed,
-            mesh=dict(run.mesh.shape), packages=provenance.packages(), git_commit=provenance.git_commit(),
+            reward=reward, objective=self._objective,
+            data={name: {'from': source.tfds or source.jsonl or source.text, 'weight': source.weight,
+                         **run.identity['data'][f'data.{name}']} for name, source in config.data.sources.items()},
+            seed=config.seed, mesh=dict(run.mesh.shape), packages=provenance.packages(), git_commit=provenance.git_commit(),
             parents={key: parent_record(parent.folder / 'checkpoints', parent.manifest)
                      for key, parent in run.parents.items()})
 

@@ -34,8 +34,8 @@ def fit(state: TrainState, step_fn: Callable[[TrainState, Any], tuple[TrainState
 
 
 def every(n: int, step: int) -> bool:
-    """Whether something that happens every n steps happens after this one; n = 0: never."""
-    return n > 0 and step % n == 0
+    """Whether something that happens every n steps happens after this one."""
+    return step % n == 0
 
 
 def batches(rows: Callable[[np.ndarray], dict[str, np.ndarray]], *, start: int, batch_size: int,

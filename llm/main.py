@@ -9,6 +9,7 @@ from collections.abc import Callable
 import os
 import sys
 
+from absl import app
 from absl import flags
 import jax
 from ml_collections import config_flags, ConfigDict
@@ -53,9 +54,11 @@ def parse(argv: list[str]) -> ConfigDict:
         CONFIG.value.keys()  # a config that could not be loaded complains when it is first used
         return CONFIG.value
     except flags.Error as error:
-        raise UserError(_one_line(error)) from error
-    except (AttributeError, KeyError, TypeError, ValueError, ImportError, SyntaxError, OSError) as error:
-        raise error if isinstance(error, UserError) else UserError(f'--config: {_one_line(error)}') from error
+        raise UserError(f'flags: {_one_line(error)}') from error
+    except UserError:
+        raise
+    except Exception as error:  # a config file is a program: it may raise anything
+        raise UserError(f'--config: {type(error).__name__}: {_one_line(error)}') from error
 
 
 def _one_line(error: Exception) -> str:
@@ -71,4 +74,5 @@ def enable_compilation_cache() -> None:
 
 
 if __name__ == '__main__':
+    app.define_help_flags()
     sys.exit(guarded(lambda: main(sys.argv)))

@@ -64,17 +64,22 @@ class Bars:
         atexit.register(self._stop)  # gives the cursor back after an error
 
     def __call__(self, what: str, done: int, total: int, text: str = '') -> None:
-        """`done` of `total` units of the work called `what`; the total ends it. Cheap in tight loops."""
+        """`done` of `total` units of the work called `what`; the total ends it. Cheap in tight loops.
+
+        A total of 0 is one that is not known yet.
+        """
         now = time.monotonic()
         work = self._works.setdefault(what, _Work(first=done, began=now))
         wait = _TERMINAL_SECONDS if console.is_terminal else _PLAIN_SECONDS
-        if done < total and now - work.shown < wait:
+        finished = 0 < total <= done
+        if not finished and now - work.shown < wait:
             return
         work.shown = now
-        line = '  '.join(filter(None, (f'{done:,}/{total:,}', text, _duration(work, now, done, total))))
-        if done >= total:
+        share = f'{done:,}/{total:,}' if total else f'{done:,}'
+        line = '  '.join(filter(None, (share, text, _duration(work, now, done, total))))
+        if finished:
             self.end(what)
-        if done >= total or not console.is_terminal:
+        if finished or not console.is_terminal:
             say(f'{what}  {line}')
         else:
             self._draw(what, work, done, total, line)
@@ -94,7 +99,7 @@ class Bars:
     def _draw(self, what: str, work: _Work, done: int, total: int, line: str) -> None:
         self._live.start()
         if work.bar is None:
-            work.bar = self._live.add_task(what, total=total, text='')
+            work.bar = self._live.add_task(what, total=total or None, text='')
         self._live.update(work.bar, completed=done, text=line, refresh=True)
 
 
@@ -232,9 +237,9 @@ def _floats(metrics: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _duration(work: _Work, now: float, done: int, total: int) -> str:
-    if done >= total:
+    if 0 < total <= done:
         return f'in {_clock_face(now - work.began)}'
-    if done <= work.first:
+    if done <= work.first or not total:
         return ''
     return f'{_clock_face((total - done) * (now - work.began) / (done - work.first))} left'
 

@@ -22,10 +22,11 @@ from llm import config as config_lib
 from llm import provenance
 from llm import train_state
 from llm.checkpoint import load_params
-from llm.config import StageConfig, UserError, nearest
-from llm.manifest import parse_reference
+from llm.config import MeshConfig, StageConfig, UserError, nearest
+from llm.manifest import parse_reference, sealed_steps
+from llm.manifest import read as read_manifest
 from llm.owner import Owner
-from llm.resolve import check_execution, chosen_step, find_parent, provide_tokenizer, references, resolve
+from llm.resolve import check, chosen_step, find_parent, provide_tokenizer, references, resolve
 from llm.run import read_result, Result, Run, write_json
 from llm.sharding import make_mesh
 from llm.stages import ppo, pretrain, reward, sft
@@ -43,17 +44,20 @@ def run_pipeline(config, workdir: str, *, rerun: str | None, say: Callable[[str]
     stages = parse(config)
     if rerun is not None and rerun not in stages:
         raise UserError(f'--rerun={rerun} is not a stage of this pipeline{nearest(rerun, stages)}')
-    for name, config in stages.items():
-        check_execution(name, config)
+    order = topological(stages)
+    data = {name: check(name, stages[name], progress) for name in order}
     root = epath.Path(workdir if '://' in workdir else os.path.abspath(workdir))
     try:
         root.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f'--workdir={workdir} cannot be made ({error.strerror}); name a folder you may write') from None
     done: dict[str, tuple[epath.Path, Result]] = {}
-    for name in topological(stages):
-        run = resolve(name, stages[name], root, done, say=say, progress=progress)
-        if name == rerun:
+    for name in order:
+        run = resolve(name, stages[name], data[name], root, done, say=say, progress=progress)
+        remade = remade_parent(run)
+        if remade:
+            say(f'{name}  {remade} was made again with other weights, so this stage is too')
+        if remade or name == rerun:
             set_aside(run)
         done[name] = run.folder, finished(run) or execute(run)
     return {name: result for name, (_, result) in done.items()}
@@ -97,28 +101,44 @@ def open_step(reference: str, *, say: Callable[[str], None],
     path, step = parse_reference(reference, '--checkpoint')
     folder = epath.Path(os.path.abspath(path) if '://' not in path else path)
     step = chosen_step(folder, f'--checkpoint={reference}') if step is None else step
+    if not (folder / 'identity.json').exists():
+        raise UserError(f'--checkpoint={reference} is not the folder of a run; name one, e.g. runs/x/sft-1234abcd')
     stored = json.loads((folder / 'identity.json').read_text())
     config = config_lib.from_dict(config_lib.STAGES[stored['config']['stage']], stored['config'])
     parents = {key: find_parent(config.stage, key, parent, {}) for key, parent in stored['parents'].items()}
+    try:
+        mesh = make_mesh(config.exec.mesh)
+    except UserError:  # trained on more devices than there are here
+        mesh = make_mesh(MeshConfig(data=-1, fsdp=1, tensor=1))
     run = Run(name=stored['name'], config=config, folder=folder, identity=stored['identity'], parents=parents,
-              mesh=make_mesh(config.exec.mesh), cache_dir=str(folder.parent / 'data'), say=say, progress=progress)
+              mesh=mesh, cache_dir=str(folder.parent / 'data'), say=say, progress=progress)
+    if remade := remade_parent(run):
+        raise UserError(f'--checkpoint={reference}: its {remade}={stored["parents"][remade]} was made again with other '
+                        f'weights; run this stage again, too')
     shapes = train_state.abstract_params(STAGES[config.stage].initial(run), run.mesh, run.rules)
     return run, step, load_params(folder / 'checkpoints', step, shapes)[0]
 
 
+def remade_parent(run: Run) -> str | None:
+    """The config key of a parent whose weights are not those that this run's newest step says it began with."""
+    for step in reversed(sealed_steps(run.folder / 'checkpoints')):
+        try:
+            began = read_manifest(run.folder / 'checkpoints', step).parents
+        except UserError:  # damaged: the restore will say so
+            continue
+        return next((key for key, parent in run.parents.items()
+                     if began[key]['fingerprint'] != parent.manifest.fingerprint), None)
+    return None
+
+
 def finished(run: Run) -> Result | None:
-    """The stored result, where the run has ended, is long enough, and its parents are still what they were."""
+    """The stored result, where the run has ended and is long enough."""
     result = read_result(run.folder)
     if result is None:
         return None
     if result.why == 'stop_step' and result.last_step < run.config.stop_step:
         run.say(f'{run.name}  goes on from step {result.last_step} to stop_step={run.config.stop_step}')
         return None
-    for key, parent in run.parents.items():
-        if result.parents[key] != parent.manifest.fingerprint:
-            run.say(f'{run.name}  {key} was made again with other weights, so this stage is too')
-            set_aside(run)
-            return None
     if result.code != provenance.code():
         run.say(f'{run.name}  finished under other source code, reused; --rerun={run.name} makes it again')
     run.say(f'{run.name}  finished at step {result.step} ({result.why})  {run.folder}')
@@ -135,6 +155,7 @@ def execute(run: Run) -> Result:
         write_json(run.folder / 'identity.json', {
             'name': run.name, 'identity': run.identity, 'config': dataclasses.asdict(run.config),
             'parents': {key: f'{parent.folder}@{parent.step}' for key, parent in run.parents.items()}})
+        (run.folder / 'result.json').unlink(missing_ok=True)  # of a shorter run: this one is not finished
         provide_tokenizer(run)
         with jax.set_mesh(run.mesh):
             result = STAGES[run.config.stage].run(run)

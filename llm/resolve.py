@@ -19,6 +19,7 @@ from llm.data.sources import BadRows
 from llm.data.tokenizer import Tokenizer
 from llm.manifest import check_parent, parse_reference, sealed_steps
 from llm.manifest import read as read_manifest
+from llm.optim import schedule
 from llm.run import Parent, read_result, Result, Run
 from llm.sharding import AxisRules, check_batch, make_mesh
 
@@ -31,14 +32,19 @@ PARENTS = {
 }
 
 
-def check_execution(name: str, config: StageConfig) -> None:
-    """Raises UserError for a mesh, rules or batch sizes that do not go together, before any stage runs."""
+def check(name: str, config: StageConfig, progress: Callable[[str, int, int], None]) -> dict[str, dict[str, str]]:
+    """Whatever can be found wrong with a stage before any stage runs; brings its data here, returns its hashes."""
     try:
         mesh, rules = make_mesh(config.exec.mesh), AxisRules.from_config(config.exec.rules)
         for key in ('batch_size', 'rollout_batch', 'normalize_samples'):
             if hasattr(config, key):
                 check_batch(key, getattr(config, key), mesh, rules)
         check_batch('batch_size / exec.micro_batches', config.batch_size // config.exec.micro_batches, mesh, rules)
+        schedule(config.optim)
+        for key, reference in references(name, config).items():
+            if not reference.startswith('stage:'):
+                find_parent(config.stage, key, reference, {})
+        return content(config, progress)
     except UserError as error:
         raise UserError(f'stage {name}: {error}') from None
 
@@ -52,8 +58,9 @@ def references(name: str, config: StageConfig) -> dict[str, str]:
     return named
 
 
-def resolve(name: str, config: StageConfig, root: epath.Path, done: dict[str, tuple[epath.Path, Result]], *,
-            say: Callable[[str], None], progress: Callable[[str, int, int], None]) -> Run:
+def resolve(name: str, config: StageConfig, data: dict[str, dict[str, str]], root: epath.Path,
+            done: dict[str, tuple[epath.Path, Result]], *, say: Callable[[str], None],
+            progress: Callable[[str, int, int], None]) -> Run:
     """Everything that a run is before it starts: its mesh, parents that fit, data, and so its identity."""
     mesh = make_mesh(config.exec.mesh)
     parents: dict[str, Parent] = {}
@@ -62,11 +69,14 @@ def resolve(name: str, config: StageConfig, root: epath.Path, done: dict[str, tu
         wanted = {'tokenizer': parents['init_from'].manifest.tokenizer} if key == 'reward_from' else (
             {'model': dataclasses.asdict(config.model)} if config.stage == 'pretrain' else {})
         parents[key] = find_parent(config.stage, key, reference, done, **wanted)
-    model = parents['init_from'].model_config if parents else config.model
-    if config.seq_len > model.max_positions:
-        raise UserError(f'{name}: seq_len={config.seq_len} is more than model.max_positions={model.max_positions}; '
-                        f'use shorter rows')
-    identity = {'config': config_lib.identity_dict(config), 'data': content(config, progress),
+    for model in [parent.model_config for parent in parents.values()] or [config.model]:
+        if config.seq_len > model.max_positions:
+            raise UserError(f'{name}: seq_len={config.seq_len} is more than model.max_positions='
+                            f'{model.max_positions}; use shorter rows')
+    if parents and config.stage == 'pretrain' and config.tokenizer.path:
+        raise UserError(f'{name}: tokenizer.path={config.tokenizer.path} and init_from={config.init_from} exclude each '
+                        f'other, because the parent has a tokenizer; leave tokenizer.path empty')
+    identity = {'config': config_lib.identity_dict(config), 'data': data,
                 'tokenizer': tokenizer_identity(config, parents),
                 'parents': {key: {'identity': parent.manifest.identity, 'step': parent.step}
                             for key, parent in parents.items()}}

@@ -65,7 +65,6 @@ class Result:
     before: float  # that number before the first step: the parent's
     after: float  # that number at the chosen step
     seconds: float  # of the process that ended it
-    parents: dict[str, str]  # config key -> fingerprint of the parent's checkpoint
     code: str  # SHA-256 of the source that made it
 
 

@@ -10,7 +10,7 @@ import pytest
 from configs import base
 from configs import sizes
 from llm import config as config_lib
-from llm.config import STAGES, UserError, digest, from_dict, identity_dict, stage_config, to_dict
+from llm.config import STAGES, UserError, digest, from_dict, identity_dict, stage_config, 
 
 RECIPES = [path.stem for path in pathlib.Path(base.__file__).parent.glob('*.py')
            if path.stem not in ('__init__', 'base', 'sizes')]
@@ -45,7 +45,7 @@ def test_base_lists_every_key_of_a_stage_and_no_other(stage):
     config = default(stage, **{'data.sources': {'mine': base.source(text='x')}})
     parsed = stage_config(config)
     assert type(parsed) is STAGES[stage]
-    assert flat(config.to_dict()) == flat(to_dict(parsed))
+    assert flat(config.to_dict()) == flat(dataclasses.asdict(parsed))
 
 
 @pytest.mark.parametrize('recipe', RECIPES)
@@ -61,7 +61,7 @@ def test_recipe_parses_in_every_variant(recipe):
             if stage.stage == 'ppo' and stage.reward_from is None:
                 stage.reward_from = 'stage:reward'
             parsed = stage_config(stage)
-            assert from_dict(STAGES[stage.stage], to_dict(parsed)) == parsed
+            assert from_dict(STAGES[stage.stage], dataclasses.asdict(parsed)) == parsed
 
 
 @pytest.mark.parametrize('stage, key, message', [
@@ -234,7 +234,7 @@ def test_how_and_how_long_a_run_is_made_is_not_in_its_identity():
     ('exec.compute_dtype', 'float32'), ('optim.schedule_steps', 2000), ('eval_every_steps', 100), ('seed', 1),
     ('model.num_layers', 3), ('data.sources.mine.weight', 0.5), ('optim.learning_rate', 1e-4)])
 def test_key_that_changes_the_result_is_in_the_identity(key, value):
-    changed = to_dict(old('pretrain'))
+    changed = dataclasses.asdict(old('pretrain'))
     section, name = at(changed, key)
     section[name] = value
     before, after = identity_dict(old('pretrain')), identity_dict(from_dict(STAGES['pretrain'], changed))

@@ -161,8 +161,8 @@ def _encoded(job: _Job, encode: Callable[[dict], Sequences], bad: sources.BadRow
     for record in sources.records(job.source, job.split, job.data.data_dir, bad):
         if bad.seen % _REPORT_EVERY == 0:
             progress(what, bad.seen, total)
-        _check_schema(job, record)
         try:
+            _check_schema(job, record)
             yield record, encode(record)
         except _Unfit as error:
             bad.add(str(error))
@@ -172,8 +172,8 @@ def _encoded(job: _Job, encode: Callable[[dict], Sequences], bad: sources.BadRow
 def _check_schema(job: _Job, record: dict) -> None:
     wanted = {'text': {'text'}, 'ranked': {'messages', 'answers', 'scores'}}.get(job.kind, {'messages'})
     if set(record) != wanted:
-        raise UserError(f'data.sources.{job.name} has records of {", ".join(sorted(record))}, but this '
-                        f'stage reads {", ".join(sorted(wanted))}; use another source, or set its fields')
+        raise _Unfit(f'data.sources.{job.name} has {", ".join(sorted(record))} here, but this stage reads '
+                     f'{", ".join(sorted(wanted))}; mend it, use another source, or set its fields')
 
 
 def _nothing(job: _Job, dropped: int, bad: sources.BadRows) -> str:

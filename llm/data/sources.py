@@ -70,10 +70,10 @@ def materialize(source: SourceConfig, data_dir: str, progress: Progress) -> None
     try:
         with contextlib.redirect_stdout(io.StringIO()):  # TFDS reports by print
             builder.download_and_prepare(file_format='array_record')
-    except OSError:
+    except OSError as error:
         # Another process may have been first: its finished folder cannot be replaced by ours.
         if not _is_built(builder):
-            raise
+            raise UserError(f'data_dir={data_dir} cannot be written ({error}); name a folder with room') from error
     progress(f'build {source.tfds}', 1, 1)
 
 

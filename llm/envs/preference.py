@@ -10,40 +10,44 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from llm.model.attention import MaskSpec
 from llm.model.transformer import Transformer
 
 
-class Observation(NamedTuple):
-    """What the policy sees before its turn: B right-padded token rows and their lengths."""
-
-    tokens_BT: jax.Array
-    length_B: jax.Array
-
-
-class Step(NamedTuple):
-    """What a turn led to."""
+class Judgement(NamedTuple):
+    """What an answer earned; the episode is over."""
 
     reward_B: jax.Array  # float32
-    done_B: jax.Array  # bool; here every first turn is the last
-    ended_B: jax.Array  # bool; whether the answer has its end token
     score_B: jax.Array  # float32; the reward before the penalty
+    ended_B: jax.Array  # bool; whether the answer has its end token
 
 
-def make_step(model: Transformer, *, mean: float, deviation: float, missing_eos_penalty: float,
-              eos_id: int) -> Callable[[Any, jax.Array, jax.Array], Step]:
-    """Returns step(scorer_params, tokens_BT, length_B) -> Step for finished rows (prompt and answer).
+class Env(NamedTuple):
+    """reset(seeds [B]) -> observation: prompt rows `tokens_BT`, `length_B`, and `index_B`, the seeds.
+    step(scorer's parameters, tokens_BT, length_B) -> Judgement of the finished rows, prompt and answer.
+    """
+
+    reset: Callable[[np.ndarray], dict[str, np.ndarray]]
+    step: Callable[[Any, jax.Array, jax.Array], Judgement]
+
+
+def make_env(prompts: Callable[[np.ndarray], dict[str, np.ndarray]], model: Transformer, *, mean: float,
+             deviation: float, missing_eos_penalty: float, eos_id: int) -> Env:
+    """The environment of these prompts and this scorer; a seed is a position in the stream of prompts.
 
     A score of 0 is that of the SFT policy's mean answer, and 1 is one deviation better. The penalty, in
     deviations, is taken where the last token is not the end token: an unfinished answer is worth less.
     """
-    def step(params: Any, tokens_BT: jax.Array, length_B: jax.Array) -> Step:
+    def reset(seed_B: np.ndarray) -> dict[str, np.ndarray]:
+        return {**prompts(seed_B), 'index_B': seed_B.astype(np.int32)}
+
+    def step(params: Any, tokens_BT: jax.Array, length_B: jax.Array) -> Judgement:
         score_B = (final_scores(model, params, tokens_BT, length_B) - mean) / deviation
         ended_B = jnp.take_along_axis(tokens_BT, length_B[:, None] - 1, axis=1)[:, 0] == eos_id
-        reward_B = score_B - missing_eos_penalty * (1.0 - ended_B)
-        return Step(reward_B, jnp.ones_like(ended_B), ended_B, score_B)
-    return step
+        return Judgement(score_B - missing_eos_penalty * (1.0 - ended_B), score_B, ended_B)
+    return Env(reset, step)
 
 
 def whole_rows(tokens_BT: jax.Array) -> tuple[jax.Array, MaskSpec]:

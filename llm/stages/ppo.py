@@ -22,7 +22,7 @@ from llm import evaluate
 from llm.config import PPOConfig
 from llm.data.order import Mixture
 from llm.data.prepare import prepare_prompts
-from llm.envs.preference import make_step, whole_rows
+from llm.envs.preference import Env, make_env, whole_rows
 from llm.journal import averaged, Journal
 from llm.loop import every, fit
 from llm.model.transformer import Transformer
@@ -67,24 +67,24 @@ def load_frozen(run: Run) -> dict[str, Any]:
 def run(run: Run) -> Result:
     config = run.config
     prompts = run.corpora(prepare_prompts, 'train', seq_len=config.max_prompt_tokens)
-    stream = Mixture(prompts, run.weights, config.seed)
     models = models_of(run)
+    env = environment(run, models, Mixture(prompts, run.weights, config.seed).rows)
     objective = functools.partial(clipped_loss, run, models)
     tx = optimizer(config)
     frozen = load_frozen(run)
     state = run.train_state(initial(run), tx, {'policy': frozen['reference'], 'value': frozen['scorer']})
     train_step = make_train_step(objective, tx, shardings=shardings(state),
                                  micro_batches=config.exec.micro_batches, ema_decay=config.optim.ema_decay)
-    held_out = evaluator(run, frozen)
+    rollout = make_rollout(run, models, env)
+    held_out = evaluator(run, frozen, rollout)
 
     with Journal(run, state, head='token', objective='PPO', metric='reward', higher_is_better=True,
                  host={'kl_coef': config.kl_coef}) as journal:
         if journal.fresh:
             journal.evaluate(0, held_out, averaged(state))
             journal.save(0, state)
-        batches = run.batches(lambda rows: {**stream.rows(rows), 'index_B': rows.astype(np.int32)}, journal.step,
-                              config.rollout_batch, 'rollout_batch')
-        step_fn = make_iteration(run, models, frozen, train_step, journal.host)
+        batches = run.batches(env.reset, journal.step, config.rollout_batch, 'rollout_batch')
+        step_fn = make_iteration(run, rollout, frozen, train_step, journal.host)
         state = journal.state
         for step, state, metrics in fit(state, step_fn, batches, start=journal.step, stop=journal.stop):
             last = step == journal.stop
@@ -98,7 +98,7 @@ def run(run: Run) -> Result:
                 journal.save(step, state)
             if journal.ended:
                 break
-        journal.samples(samples(run, journal.chosen(state), frozen))
+        journal.samples(samples(run, journal.chosen(state), frozen, rollout))
         return journal.result()
 
 
@@ -110,10 +110,10 @@ def optimizer(config: PPOConfig) -> optax.GradientTransformation:
                        'value': make_optimizer(value)})
 
 
-def make_iteration(run: Run, models: Models, frozen: Any, train_step: Callable, host: dict[str, Any]) -> Callable:
+def make_iteration(run: Run, rollout: Callable, frozen: Any, train_step: Callable, host: dict[str, Any]) -> Callable:
     """Returns iteration(state, prompts) -> (state, metrics); `host['kl_coef']` is read and set by it."""
     config = run.config
-    rollout, advantages = make_rollout(run, models), jax.jit(functools.partial(make_batch, config))
+    advantages = jax.jit(functools.partial(make_batch, config))
     take = jax.jit(lambda batch, rows: jax.tree.map(lambda x: x[rows], batch), out_shardings=run.rows_sharding)
 
     def iteration(state: TrainState, prompts: dict[str, jax.Array]) -> tuple[TrainState, dict[str, Any]]:
@@ -140,7 +140,13 @@ def minibatches(config: PPOConfig, updates: int) -> Iterator[np.ndarray]:
         yield from generator.permutation(config.rollout_batch).reshape(-1, config.batch_size)
 
 
-def make_rollout(run: Run, models: Models) -> Callable:
+def environment(run: Run, models: Models, prompts: Callable[[np.ndarray], dict[str, np.ndarray]]) -> Env:
+    """Prompts, judged by the scorer in deviations of its scores of the SFT policy's own answers."""
+    return make_env(prompts, models.scorer, **run.parents['reward_from'].manifest.reward,
+                    missing_eos_penalty=run.config.missing_eos_penalty, eos_id=run.tokenizer.special_ids['eos'])
+
+
+def make_rollout(run: Run, models: Models, env: Env) -> Callable:
     """Returns rollout(params, frozen, prompts, key, version=0) -> (Trajectories, seen), compiled as one program.
 
     The policy answers, the environment judges, the reference and the value read what was said. `seen` are sums and
@@ -150,14 +156,12 @@ def make_rollout(run: Run, models: Models) -> Callable:
     generate = make_generate(models.policy, max_new_tokens=config.max_new_tokens, temperature=config.temperature,
                              eos_id=special['eos'], pad_id=special['pad'])
     normalizer = run.parents['reward_from'].manifest.reward
-    judge = make_step(models.scorer, **normalizer, missing_eos_penalty=config.missing_eos_penalty,
-                      eos_id=special['eos'])
 
     def rollout(params, frozen, prompts, key, version=0):
         counts_B = (prompts['length_B'] > 0).astype(jnp.float32)
         made = generate(params['policy'], prompts['tokens_BT'], jnp.maximum(prompts['length_B'], 1),
                         prompts['index_B'], key)
-        judged = judge(frozen['scorer'], made.tokens_BT, made.length_B)
+        judged = env.step(frozen['scorer'], made.tokens_BT, made.length_B)
         reference = read_log_probs(run, models, frozen['reference'], made.tokens_BT)
         value_BT = read_values(models, normalizer, params['value'], made.tokens_BT)
         mask_BT = made.mask_BT
@@ -177,12 +181,13 @@ def make_rollout(run: Run, models: Models) -> Callable:
 
 def make_batch(config: PPOConfig, trajectories: Trajectories, kl_coef: jax.Array) -> dict[str, jax.Array]:
     """Trajectories with the KL penalty, advantages (whitened over all of them) and returns: what epochs train on."""
-    reward_BT = ppo.kl_rewards(trajectories.logp_old_BT, trajectories.logp_ref_BT,
-                               jnp.sum(trajectories.reward_BT, axis=1), trajectories.mask_BT, kl_coef=kl_coef)
-    advantage_BT, return_BT = ppo.gae(reward_BT, trajectories.value_BT, trajectories.mask_BT,
+    mask_BT = trajectories.mask_BT
+    penalty_BT = ppo.kl_rewards(trajectories.logp_old_BT, trajectories.logp_ref_BT, jnp.zeros_like(mask_BT[:, 0]),
+                                mask_BT, kl_coef=kl_coef)
+    advantage_BT, return_BT = ppo.gae(trajectories.reward_BT + penalty_BT, trajectories.value_BT, mask_BT,
                                       discount=config.discount, gae_lambda=config.gae_lambda)
     return {**trajectories._asdict(), 'return_BT': return_BT,
-            'advantage_BT': ppo.whiten(advantage_BT, trajectories.mask_BT)}
+            'advantage_BT': ppo.whiten(advantage_BT, mask_BT)}
 
 
 def clipped_loss(run: Run, models: Models, params: Any, frozen: None, batch: dict[str, jax.Array],
@@ -213,11 +218,21 @@ def read_values(models: Models, normalizer: dict[str, float], params: Any, token
     return _before((score_BT - normalizer['mean']) / normalizer['deviation'])
 
 
-def evaluator(run: Run, frozen: Any = None) -> Callable[[Any], dict[str, float]]:
+def held_out_prompts(run: Run) -> dict[str, Any]:
+    return run.corpora(prepare_prompts, 'validation', seq_len=run.config.max_prompt_tokens)
+
+
+def held_out_rollout(run: Run) -> Callable:
+    """The training rollout's program, for a step that is evaluated alone."""
+    models = models_of(run)
+    rows = next(iter(held_out_prompts(run).values()))
+    return make_rollout(run, models, environment(run, models, rows.rows))
+
+
+def evaluator(run: Run, frozen: Any = None, rollout: Callable | None = None) -> Callable[[Any], dict[str, float]]:
     """params -> reward, score, KL (nats), length and share of ended answers, means over held-out prompts."""
-    frozen = frozen or load_frozen(run)
-    rollout = make_rollout(run, models_of(run))
-    corpora = run.corpora(prepare_prompts, 'validation', seq_len=run.config.max_prompt_tokens)
+    frozen, rollout = frozen or load_frozen(run), rollout or held_out_rollout(run)
+    corpora = held_out_prompts(run)
     key = jax.random.fold_in(jax.random.key(run.config.seed), _HELD_OUT)
 
     def evaluate_params(params: Any) -> dict[str, float]:
@@ -228,19 +243,19 @@ def evaluator(run: Run, frozen: Any = None) -> Callable[[Any], dict[str, float]]
     return evaluate_params
 
 
-def samples(run: Run, params: Any, frozen: Any = None) -> list[dict[str, Any]]:
+def samples(run: Run, params: Any, frozen: Any = None, rollout: Callable | None = None) -> list[dict[str, Any]]:
     """Answers to the configured prompts; without any, to held-out ones, beside the reference's, with their rewards."""
     if run.config.samples.prompts:
         return sft.samples(run, params['policy'])
-    frozen, rollout = frozen or load_frozen(run), make_rollout(run, models_of(run))
-    rows = next(iter(run.corpora(prepare_prompts, 'validation', seq_len=run.config.max_prompt_tokens).values()))
+    frozen, rollout = frozen or load_frozen(run), rollout or held_out_rollout(run)
+    rows = next(iter(held_out_prompts(run).values()))
     batch = next(evaluate.held_out_batches(run, rows, run.config.rollout_batch))
     key = jax.random.key(run.config.seed)
 
     def said(policy: Any) -> list[tuple[str, float]]:
         trajectories = jax.device_get(rollout({**params, 'policy': policy}, frozen, batch, key)[0])
         return list(zip(evaluate.texts(run, trajectories), trajectories.reward_BT.sum(axis=1).tolist()))
-    prompts = rows.text(np.arange(min(len(rows), run.config.rollout_batch, run.config.eval_rows)))
+    prompts = rows.text(evaluate.held_out_indices(run, rows)[:run.config.rollout_batch])
     return [{'prompt': prompt, 'sft': sft_text, 'sft_reward': round(sft_reward, 3), 'ppo': text,
              'ppo_reward': round(reward, 3)} for prompt, (sft_text, sft_reward), (text, reward)
             in zip(prompts, said(frozen['reference']), said(params['policy']))]

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from llm import evaluate
+from llm.config import UserError
 from llm.data.order import Mixture
 from llm.data.prepare import prepare_prompts, prepare_ranked
 from llm.envs.preference import final_scores
@@ -44,14 +45,15 @@ def run(run: Run) -> Result:
     train_step = make_train_step(objective, tx, shardings=shardings(state), schedule=schedule(config.optim),
                                  micro_batches=config.exec.micro_batches, ema_decay=config.optim.ema_decay)
     held_out = evaluator(run)
-    normalizer = make_normalizer(run, sft_answers(run))
+    answers = sft_answers(run)
 
     with Journal(run, state, head='scalar', objective='k-wise ranking', metric='k_wise',
                  higher_is_better=False,
-                 flops_per_token=train_flops_per_token(run.model_config, config.seq_len)) as journal:
+                 flops_per_token=train_flops_per_token(run.model_config, config.seq_len),
+                 normalizer=make_normalizer(run, answers)) as journal:
         if journal.fresh:
             journal.evaluate(0, held_out, averaged(state))
-            journal.save(0, state, reward=normalizer(averaged(state)))
+            journal.save(0, state)
         batches = run.batches(stream.rows, journal.step, config.batch_size)
         step_fn = lambda state, batch: train_step(state, None, batch)
         state = journal.state
@@ -62,8 +64,8 @@ def run(run: Run) -> Result:
             if every(config.eval_every_steps, step) or last:
                 journal.evaluate(step, held_out, averaged(state))
             if every(config.save_every_steps, step) or last or journal.best_step == step:
-                journal.save(step, state, reward=normalizer(averaged(state)))
-        journal.samples(samples(run, journal.chosen(state)))
+                journal.save(step, state)
+        journal.samples(samples(run, journal.chosen(state), answers))
         return journal.result()
 
 
@@ -123,15 +125,19 @@ def make_normalizer(run: Run, answers: Generation) -> Callable[[Any], dict[str, 
 
     def normalizer(params: Any) -> dict[str, float]:
         score_B = np.asarray(score(params, answers.tokens_BT, answers.length_B), np.float64)
+        if not score_B.std() > 0:
+            raise UserError(f'the scores of normalize_samples={run.config.normalize_samples} answers are all alike; '
+                            f'use more of them, or a lower optim.learning_rate')
         return {'mean': float(score_B.mean()), 'deviation': float(score_B.std())}
     return normalizer
 
 
-def samples(run: Run, params: Any) -> list[dict[str, Any]]:
+def samples(run: Run, params: Any, answers: Generation | None = None) -> list[dict[str, Any]]:
     """The SFT policy's answers, from the best to the worst by the scorer, in deviations from their mean."""
-    answers = sft_answers(run)
+    answers = answers or sft_answers(run)
     model = Transformer(run.model_config, run.config.exec, head='scalar')
-    score_B = np.asarray(final_scores(model, params, answers.tokens_BT, answers.length_B), np.float64)
+    score = jax.jit(functools.partial(final_scores, model))
+    score_B = np.asarray(score(params, answers.tokens_BT, answers.length_B), np.float64)
     score_B = (score_B - score_B.mean()) / score_B.std()
     said = evaluate.texts(run, jax.device_get(answers))
     return [{'score': round(float(score_B[row]), 3), 'answer': said[row]} for row in np.argsort(-score_B)]

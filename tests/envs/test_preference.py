@@ -1,11 +1,10 @@
 """The one-turn environment: what a finished answer is worth."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from llm.envs.preference import final_scores, make_step, whole_rows
+from llm.envs.preference import final_scores, make_env, whole_rows
 from llm.model.transformer import Transformer
 from llm.run import initializer
 from tests import tiny
@@ -29,7 +28,7 @@ def score_B(params):
 
 def step(params, tokens_BT=TOKENS_BT, **changes):
     settings = {'mean': 0.0, 'deviation': 1.0, 'missing_eos_penalty': 0.0, 'eos_id': EOS} | changes
-    return make_step(MODEL, **settings)(params, tokens_BT, LENGTH_B)
+    return make_env(None, MODEL, **settings).step(params, tokens_BT, LENGTH_B)
 
 
 def test_score_is_that_of_the_last_token_alone(params, score_B):
@@ -59,12 +58,6 @@ def test_end_token_after_the_answer_is_no_end(params):
     assert step(params, padded_BT).ended_B.tolist() == [True, True, True]
     inside_BT = np.where(np.arange(6) == 1, EOS, TOKENS_BT)
     assert step(params, inside_BT).ended_B.tolist() == [True, False, True]
-
-
-def test_every_first_turn_is_the_last(params):
-    judged = step(params)
-    assert judged.done_B.dtype == jnp.bool_ and judged.done_B.all()
-    assert (judged.reward_B.dtype, judged.score_B.dtype) == (jnp.float32, jnp.float32)
 
 
 def test_dropout_comes_with_its_key_alone(score_B, params):
