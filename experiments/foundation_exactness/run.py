@@ -79,8 +79,7 @@ def main() -> None:
         shutil.copytree(killed, folder / name)
     exactness.drive(recipes(), killed)
     after_kills = {name: resumed(name, whole, killed, folder / name) for name in exactness.NAMES}
-    shutil.copytree(whole, folder / 'meshes')
-    table({name: meshes(name, folder / 'meshes') for name in exactness.NAMES})
+    table({name: meshes(name, shutil.copytree(whole, folder / f'meshes-{name}')) for name in exactness.NAMES})
     print()
     table(after_kills)
 

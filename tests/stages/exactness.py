@@ -88,7 +88,7 @@ def replayed(tape: list[Any]):
 
 def _rollouts(change: Callable[[Callable, Any], Callable]):
     make_rollout = ppo.make_rollout
-    return mock.patch.object(ppo, 'make_rollout', lambda run, models, env: change(make_rollout(run, models, env), run))
+    return mock.patch.object(ppo, 'make_rollout', lambda run, *of: change(make_rollout(run, *of), run))
 
 
 def _kept(made: Any, tape: list[Any]) -> Any:

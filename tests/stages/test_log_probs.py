@@ -25,7 +25,8 @@ def test_the_sampler_and_the_trainer_agree(temperature, finished_pipeline):
         tokens_BT = words.integers(10, run.model_config.vocab_size, (16, 24), dtype=np.int32)
         prompts = {'tokens_BT': tokens_BT, 'length_B': np.arange(9, 25, dtype=np.int32),
                    'index_B': np.arange(16, dtype=np.int32)}
-        made, _ = ppo.make_rollout(run, models, ppo.environment(run, models, None))(params, frozen, prompts, jax.random.key(0))
+        rollout = ppo.make_rollout(run, models, ppo.environment(run, models, None))
+        made, _ = rollout(params, frozen, prompts, jax.random.key(0))
         read = jax.jit(functools.partial(ppo.read_log_probs, run, models))(params['policy'], made.tokens_BT)
     chosen_BT = np.asarray(made.mask_BT) > 0
     logp_old_BT, logp_BT = np.asarray(made.logp_old_BT), np.asarray(read.logp_BT)

@@ -1,7 +1,7 @@
 """A stage that got SIGKILL between two saves goes on as if nothing had been, bit for bit.
 
-One pipeline runs to its end. A second one is killed once in every stage and started again each time. A copy of
-what each kill left behind goes on on another mesh: the same losses but for rounding.
+One pipeline runs to its end. A second one is killed once in every stage and started again each time. A copy
+of what each kill left behind goes on on another mesh: the same losses but for rounding.
 """
 
 import json
