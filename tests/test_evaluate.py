@@ -45,15 +45,19 @@ def objective(params, frozen, batch, key) -> Loss:
     return Loss({'mean': Term(params * total, weight)}, {'rows': (jnp.sum(batch['mask_B'] > 0), jnp.float32(1))})
 
 
-def expected(rows: range) -> float:
+def expected(rows) -> float:
     return sum((row + 1) * (2 * row + 1) for row in rows) / sum(2 * row + 1 for row in rows)
+
+
+# Which rows are read of more than there is time for: evenly spread ones.
+SPREAD = {(19, 5): [0, 3, 7, 11, 15], (19, 17): [0, 1, 2, 3, 4, 5, 6, 7, 8, 10, 11, 12, 13, 14, 15, 16, 17]}
 
 
 @pytest.mark.parametrize('mesh', [(1, 1, 1), (8, 1, 1), (2, 2, 2)])
 @pytest.mark.parametrize('count, eval_rows', [(5, 100), (8, 100), (19, 100), (19, 5), (19, 17)])
 def test_rows_that_fill_up_a_batch_count_nowhere(count, eval_rows, mesh):
     values = make_evaluator(run(8, eval_rows, mesh), objective, {'mine': Rows(count)})(2.0)
-    np.testing.assert_allclose(values['mean'], 2 * expected(range(min(count, eval_rows))), rtol=1e-6)
+    np.testing.assert_allclose(values['mean'], 2 * expected([*SPREAD.get((count, eval_rows), range(count))]), rtol=1e-6)
     assert list(values) == ['mean', 'rows']
 
 

@@ -62,8 +62,9 @@ def test_mistake_costs_one_line(refusal, words, line, tmp_path):
 
 
 @pytest.mark.parametrize('text, line', [
-    ('raise ValueError("no luck")', 'ValueError: no luck'),
-    ('import nonesuch', "--config: No module named 'nonesuch'"),
+    ('raise ValueError("no luck")', 'flags: ValueError: no luck'),
+    ('nonesuch()', "--config: NameError: name 'nonesuch' is not defined"),
+    ('import nonesuch', "--config: ModuleNotFoundError: No module named 'nonesuch'"),
     ('def get_config(:', '--config: '),
 ])
 def test_broken_config_file_costs_one_line(refusal, tmp_path, text, line):
@@ -112,7 +113,7 @@ def commands(finished_pipeline, tmp_path_factory) -> dict[str, subprocess.Comple
 
 
 @pytest.mark.parametrize('name, line', [
-    ('flag', "error: Unknown command line flag 'workdri'. Did you mean: workdir ?\n"),
+    ('flag', "error: flags: Unknown command line flag 'workdri'. Did you mean: workdir ?\n"),
     ('data', 'nowhere.jsonl matches no file; check the path\n'),
     ('rows', '1 of 2 rows are bad, more than data.max_bad_percent=1.0: '),
     ('step', 'is not there: no such sealed step; use one of these: '),

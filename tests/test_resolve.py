@@ -11,6 +11,7 @@ import pytest
 from llm.config import UserError
 from llm.data import tokenizer as tokenizers
 from llm.manifest import manifest_path, read, write
+from llm.run import read_result
 from tests import damage
 from tests import tiny
 
@@ -56,19 +57,21 @@ def rewrite(folder: pathlib.Path, step: int, **changes) -> None:
 def test_parent_of_another_stage(workdir, child, key, parent, stages):
     path = folder_of(workdir, parent)
     assert refusal(alone(workdir, child, **{key: str(path)}), workdir / 'new') == (
-        f'{key}={path}: stage={parent!r}, wanted {stages}; give a step of such a stage')
+        f'stage {child}: {key}={path}: stage={parent!r}, wanted {stages}; give a step of such a stage')
 
 
 def test_parent_without_the_head(workdir):
-    rewrite(folder_of(workdir, 'reward'), 4, heads=['token'])
+    folder = folder_of(workdir, 'reward')
+    rewrite(folder, read_result(folder).step, heads=['token'])
     assert refusal(alone(workdir, 'ppo'), workdir / 'new').endswith(
         "heads=['token'], wanted 'scalar'; give a step that has this head")
 
 
 def test_scorer_with_another_tokenizer(workdir):
     folder = folder_of(workdir, 'reward')
-    tokenizer = read(folder / 'checkpoints', 4).tokenizer
-    rewrite(folder, 4, tokenizer={**tokenizer, 'sha256': 'another'})
+    step = read_result(folder).step
+    tokenizer = read(folder / 'checkpoints', step).tokenizer
+    rewrite(folder, step, tokenizer={**tokenizer, 'sha256': 'another'})
     assert refusal(alone(workdir, 'ppo'), workdir / 'new') == (
         f"reward_from={folder}: tokenizer.sha256='another', wanted {tokenizer['sha256']!r}; "
         'give a parent with the same tokenizer')
@@ -125,7 +128,7 @@ def test_unsealed_parent(workdir):
     folder = folder_of(workdir, 'pretrain') / 'checkpoints'
     manifest_path(folder, 4).unlink()
     assert refusal(alone(workdir, 'sft'), workdir / 'new') == (
-        f'{manifest_path(folder, 4)} is not there: no such sealed step; use one of these: 2')
+        f'stage sft: {manifest_path(folder, 4)} is not there: no such sealed step; use one of these: 2')
 
 
 def test_parent_of_an_unknown_version(workdir):
@@ -167,7 +170,8 @@ def test_missing_data_file(workdir, name, key):
     config = alone(workdir, name)
     source, = config[key].sources.values()
     source.jsonl = 'nowhere/*.jsonl'
-    assert refusal(config, workdir / 'new') == 'jsonl=nowhere/*.jsonl matches no file; check the path'
+    assert refusal(config, workdir / 'new') == (
+        f'stage {name}: jsonl=nowhere/*.jsonl matches no file; check the path')
 
 
 def test_tokenizer_of_no_text(workdir):
@@ -179,7 +183,8 @@ def test_tokenizer_of_no_text(workdir):
 def test_no_data(workdir):
     config = alone(workdir, 'sft')
     config.data.sources = {}
-    assert refusal(config, workdir / 'new') == 'data.sources is empty; name at least one source in the config'
+    assert refusal(config, workdir / 'new') == (
+        'stage sft: data.sources is empty; name at least one source in the config')
 
 
 def test_bad_rows_above_the_share(workdir):

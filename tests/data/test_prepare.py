@@ -140,10 +140,10 @@ def test_prompts_end_where_the_policy_begins(jsonl, prepared, tokenizer):
 
 
 @pytest.mark.parametrize('prepare, row, message', [
-    (prepare_text, CHATS[0], 'has records of messages, but this stage reads text'),
-    (prepare_chats, {'text': 'x'}, 'has records of text, but this stage reads messages'),
-    (prepare_chats, RANKED[0], 'has records of answers, messages, scores, but'),
-    (prepare_prompts, RANKED[0], 'has records of answers'),
+    (prepare_text, CHATS[0], 'has messages here, but this stage reads text'),
+    (prepare_chats, {'text': 'x'}, 'has text here, but this stage reads messages'),
+    (prepare_chats, RANKED[0], 'has answers, messages, scores here, but'),
+    (prepare_prompts, RANKED[0], 'has answers, messages, scores here'),
 ])
 def test_another_schema_is_refused_in_one_line(jsonl, prepared, prepare, row, message):
     with pytest.raises(UserError, match=f'data.sources.mine {message}') as caught:
