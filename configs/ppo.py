@@ -17,7 +17,7 @@ def get_config(variant: str = '') -> ConfigDict:
     config = base.ppo()
     config.data = base.data(begin=base.source(tfds='reviews/begin'))
     config.epochs = 2
-    config.stop_step = 30
+    config.stop_step = 20
     config.eval_every_steps = config.save_every_steps = 10
     config.log_every_steps = 1
     config.optim.learning_rate = 1e-4

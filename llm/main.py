@@ -19,7 +19,7 @@ from llm.config import UserError
 from llm.pipeline import run_pipeline
 
 CONFIG = config_flags.DEFINE_config_file('config', None, 'config file, and its variant after a colon')
-WORKDIR = flags.DEFINE_string('workdir', None, 'folder of the runs; may be a bucket')
+WORKDIR = flags.DEFINE_string('workdir', None, 'folder of the runs, local')
 RERUN = flags.DEFINE_string('rerun', None, 'name of a finished stage to run again; the old run is set aside')
 
 

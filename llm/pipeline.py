@@ -46,7 +46,7 @@ def run_pipeline(config, workdir: str, *, rerun: str | None, say: Callable[[str]
         raise UserError(f'--rerun={rerun} is not a stage of this pipeline{nearest(rerun, stages)}')
     order = topological(stages)
     data = {name: check(name, stages[name], progress) for name in order}
-    root = epath.Path(workdir if '://' in workdir else os.path.abspath(workdir))
+    root = epath.Path(os.path.abspath(workdir))
     try:
         root.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 import pytest
 
 from llm.config import StageConfig, UserError
-from llm.manifest import read
+from llm.manifest import read, sealed_steps, write
 from llm.pipeline import parse, topological
 from llm.stages import pretrain, sft
 from tests import tiny
@@ -186,16 +186,19 @@ def test_rerun_of_an_unknown_stage_is_refused(workdir, nothing_runs):
         tiny.run(tiny.pipeline_config(workdir), workdir, rerun='sff')
 
 
-def test_children_of_a_parent_with_other_weights_are_made_again(workdir, nothing_runs):
+@pytest.mark.parametrize('ended', [True, False])
+def test_children_of_a_parent_with_other_weights_are_made_again(workdir, nothing_runs, ended):
     folder, said = folder_of(workdir, 'sft'), []
-    result = json.loads((folder / 'result.json').read_text())
-    result['parents']['init_from'] = 'of weights that were there before'
-    (folder / 'result.json').write_text(json.dumps(result))
+    if not ended:
+        (folder / 'result.json').unlink()
+    manifest = read(folder / 'checkpoints', sealed_steps(folder / 'checkpoints')[-1])
+    record = manifest.parents['init_from'] | {'fingerprint': 'of weights that were there before'}
+    write(folder / 'checkpoints', dataclasses.replace(manifest, parents={'init_from': record}))
     with pytest.raises(Started, match='sft'):
         tiny.run(tiny.pipeline_config(workdir), workdir, say=said.append)
     assert 'sft  init_from was made again with other weights, so this stage is too' in said
-    assert (workdir / f'{folder.name}.replaced-1' / 'result.json').exists()
-    assert not (folder / 'result.json').exists()
+    assert (workdir / f'{folder.name}.replaced-1' / 'checkpoints').exists()
+    assert not (folder / 'checkpoints').exists()
 
 
 def test_other_source_code_is_said_and_the_run_kept(workdir, nothing_runs, monkeypatch):
