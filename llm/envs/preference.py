@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from llm.model.attention import MaskSpec
 from llm.model.transformer import Transformer
@@ -24,24 +23,27 @@ class Judgement(NamedTuple):
     ended_B: jax.Array  # bool; whether the answer has its end token
 
 
+Prompts = Callable[[Any], dict[str, Any]]  # host arrays: seeds [B] -> `tokens_BT`, right-padded, and `length_B`
+
+
 class Env(NamedTuple):
     """reset(seeds [B]) -> observation: prompt rows `tokens_BT`, `length_B`, and `index_B`, the seeds.
     step(scorer's parameters, tokens_BT, length_B) -> Judgement of the finished rows, prompt and answer.
     """
 
-    reset: Callable[[np.ndarray], dict[str, np.ndarray]]
+    reset: Prompts
     step: Callable[[Any, jax.Array, jax.Array], Judgement]
 
 
-def make_env(prompts: Callable[[np.ndarray], dict[str, np.ndarray]], model: Transformer, *, mean: float,
-             deviation: float, missing_eos_penalty: float, eos_id: int) -> Env:
+def make_env(prompts: Prompts, model: Transformer, *, mean: float, deviation: float, missing_eos_penalty: float,
+             eos_id: int) -> Env:
     """The environment of these prompts and this scorer; a seed is a position in the stream of prompts.
 
     A score of 0 is that of the SFT policy's mean answer, and 1 is one deviation better. The penalty, in
     deviations, is taken where the last token is not the end token: an unfinished answer is worth less.
     """
-    def reset(seed_B: np.ndarray) -> dict[str, np.ndarray]:
-        return {**prompts(seed_B), 'index_B': seed_B.astype(np.int32)}
+    def reset(seed_B: Any) -> dict[str, Any]:
+        return {**prompts(seed_B), 'index_B': seed_B.astype('int32')}
 
     def step(params: Any, tokens_BT: jax.Array, length_B: jax.Array) -> Judgement:
         score_B = (final_scores(model, params, tokens_BT, length_B) - mean) / deviation
