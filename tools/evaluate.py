@@ -5,6 +5,7 @@ Out: one JSON object on standard output. Left out: training.
 """
 
 import argparse
+import contextlib
 import json
 import sys
 
@@ -19,7 +20,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('checkpoint', help="a run's folder, e.g. runs/quickstart/sft-1234abcd@100")
     run, step, params = open_step(parser.parse_args().checkpoint, say=lambda text: None, progress=metrics.progress)
-    with jax.set_mesh(run.mesh):
+    # What preparing data says goes beside the numbers: standard output is theirs alone.
+    with contextlib.redirect_stdout(sys.stderr), jax.set_mesh(run.mesh):
         values = STAGES[run.config.stage].evaluator(run)(params)
     print(json.dumps({'run': run.folder.name, 'step': step, **values}))
 

@@ -6,6 +6,7 @@ Left out: a conversation; each prompt is answered on its own.
 """
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import sys
@@ -30,9 +31,11 @@ def main() -> None:
     if flags.prompt:
         samples = dataclasses.replace(run.config.samples, prompts=tuple(flags.prompt))
         run = dataclasses.replace(run, config=dataclasses.replace(run.config, samples=samples))
-    with jax.set_mesh(run.mesh):
-        for row in STAGES[run.config.stage].samples(run, params):
-            print(json.dumps(row, ensure_ascii=False))
+    # What preparing data says goes beside the samples: standard output is theirs alone.
+    with contextlib.redirect_stdout(sys.stderr), jax.set_mesh(run.mesh):
+        rows = STAGES[run.config.stage].samples(run, params)
+    for row in rows:
+        print(json.dumps(row, ensure_ascii=False))
 
 
 if __name__ == '__main__':

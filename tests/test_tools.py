@@ -1,0 +1,101 @@
+"""What a person runs by hand on a finished run: numbers again, samples, the chain back to the raw data."""
+
+import json
+import shutil
+import sys
+
+import pytest
+
+from llm.main import guarded
+from llm.run import read_result
+from tests.stages import exactness
+from tools import evaluate, lineage, sample
+
+
+@pytest.fixture
+def printed(capsys, monkeypatch):
+    """printed(tool, *words) -> the lines that the tool prints, here within this process."""
+    def call(tool, *words: str) -> list[str]:
+        monkeypatch.setattr(sys, 'argv', [tool.__name__, *words])
+        capsys.readouterr()
+        assert guarded(tool.main) == 0
+        return capsys.readouterr().out.splitlines()
+    return call
+
+
+@pytest.fixture
+def refusal(capsys, monkeypatch):
+    """refusal(tool, *words) -> the one line with which the tool refuses them."""
+    def call(tool, *words: str) -> str:
+        monkeypatch.setattr(sys, 'argv', [tool.__name__, *words])
+        capsys.readouterr()
+        assert guarded(tool.main) == 2
+        out, err = capsys.readouterr()
+        assert out == '' and err.startswith('error: ') and err.count('\n') == 1
+        return err[len('error: '):-1]
+    return call
+
+
+def samples_of(folder) -> list[dict]:
+    """What the finished run said."""
+    return [json.loads(line) for line in (folder / 'samples.jsonl').read_text().splitlines()]
+
+
+@pytest.mark.parametrize('name, step', [('pretrain', 2), ('sft', None), ('ppo', 2)])
+def test_evaluate_prints_the_numbers_of_the_steps_row(finished_pipeline, printed, name, step):
+    folder = exactness.folder_of(name, finished_pipeline)
+    line, = printed(evaluate, str(folder) if step is None else f'{folder}@{step}')
+    step = read_result(folder).step if step is None else step
+    row, = (row for row in exactness.rows(folder) if (row['step'], row['kind']) == (step, 'evaluate'))
+    assert json.loads(line) == {'run': folder.name} | {key: value for key, value in row.items() if key != 'kind'}
+
+
+def test_evaluate_prints_one_object_even_where_rows_are_prepared_again(finished_pipeline, tmp_path, printed):
+    workdir = shutil.copytree(finished_pipeline, tmp_path / 'runs')
+    shutil.rmtree(workdir / 'data')
+    folder = exactness.folder_of('pretrain', workdir)
+    line, = printed(evaluate, str(folder))
+    assert json.loads(line)['step'] == read_result(folder).step
+
+
+@pytest.mark.parametrize('name', exactness.NAMES)
+def test_sample_says_what_the_run_said_at_its_end(finished_pipeline, printed, name):
+    folder = exactness.folder_of(name, finished_pipeline)
+    assert [json.loads(line) for line in printed(sample, str(folder))] == samples_of(folder)
+
+
+@pytest.mark.parametrize('name, answer', [('pretrain', 'continuation'), ('sft', 'answer'), ('ppo', 'answer')])
+def test_sample_answers_each_prompt(finished_pipeline, printed, name, answer):
+    folder = exactness.folder_of(name, finished_pipeline)
+    rows = [json.loads(line) for line in printed(sample, str(folder), '--prompt=the king', '--prompt=a "queen"\n')]
+    assert [row['prompt'] for row in rows] == ['the king', 'a "queen"\n']
+    assert all(row.keys() == {'prompt', answer} and row[answer] for row in rows)
+    if name != 'ppo':  # which was run without prompts
+        assert rows[0] == samples_of(folder)[0]
+
+
+def test_sample_refuses_a_prompt_for_a_scorer(finished_pipeline, refusal):
+    folder = exactness.folder_of('reward', finished_pipeline)
+    assert refusal(sample, str(folder), '--prompt=the king').startswith(
+        "--prompt='the king': a scorer says nothing itself; leave --prompt out")
+
+
+@pytest.mark.parametrize('tool', [evaluate, sample, lineage], ids=lambda tool: tool.__name__)
+@pytest.mark.parametrize('reference', ['nowhere@5', 'nowhere', 'nowhere@five'])
+def test_what_is_no_checkpoint_costs_one_line(refusal, tool, reference, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert 'nowhere' in refusal(tool, reference)
+
+
+def test_lineage_goes_from_the_policy_to_the_raw_data_of_all_four_stages(finished_pipeline, printed):
+    lines = printed(lineage, f'{exactness.folder_of("ppo", finished_pipeline)}@2')
+    step = {name: read_result(exactness.folder_of(name, finished_pipeline)).step for name in exactness.NAMES}
+    sft, pretrain = ('sft', step['sft'], 'chats'), ('pretrain', step['pretrain'], 'text')
+    expected = {'this step:': ('ppo', 2, 'prompts'), 'init_from:': sft, 'init_from.init_from:': pretrain,
+                'reward_from:': ('reward', step['reward'], 'ranked'), 'reward_from.init_from:': sft,
+                'reward_from.init_from.init_from:': pretrain}
+    assert len(lines) == len(expected)
+    for line, (role, (name, step, data)) in zip(lines, expected.items()):
+        folder = exactness.folder_of(name, finished_pipeline)
+        assert line.startswith(f'{role} {name} {folder}/checkpoints@{step} identity ')
+        assert f'{finished_pipeline}/{data}.jsonl' in line
