@@ -118,7 +118,7 @@ def _prepared(job: _Job, encode: Callable[[dict], Sequences], index: Callable[..
 def _write(job: _Job, encode: Callable[[dict], Sequences], index: Callable[..., Index], folder: pathlib.Path,
            progress: sources.Progress) -> None:
     bad = sources.BadRows(job.data.max_bad_percent)
-    counts = {'records': 0, 'dropped': 0, 'num_bytes': 0}
+    counts = {'records': 0, 'dropped': 0}
     dtype = np.dtype(np.uint16 if job.tokenizer.vocab_size <= 2**16 else np.int32)
     lengths, group_sizes, scores = [], [], []
     with (folder / 'tokens.bin').open('wb') as tokens, (folder / 'learn.bin').open('wb') as learned:
@@ -133,7 +133,6 @@ def _write(job: _Job, encode: Callable[[dict], Sequences], index: Callable[..., 
                 tokens.write(np.asarray(ids, dtype).tobytes())
                 learned.write(np.asarray(learn, np.uint8).tobytes())
                 lengths.append(len(ids))
-                counts['num_bytes'] += int(job.tokenizer.token_bytes_V[ids] @ np.asarray(learn))
     bad.check()
     if not lengths:
         raise UserError(_nothing(job, counts['dropped'], bad))
