@@ -161,12 +161,20 @@ class Journal(contextlib.AbstractContextManager):
         return Manifest(
             stage=config.stage, identity=config_lib.digest(run.identity),
             model=dataclasses.asdict(run.model_config), tokenizer=run.tokenizer.describe(), heads=[self._head],
-            reward=reward, objective=self._objective,
-            data={name: {'from': source.tfds or source.jsonl or source.text, 'weight': source.weight,
-                         **run.identity['data'][f'data.{name}']} for name, source in config.data.sources.items()},
-            seed=config.seed, mesh=dict(run.mesh.shape), packages=provenance.packages(), git_commit=provenance.git_commit(),
+            reward=reward, objective=self._objective, data=_mixture(run), seed=config.seed,
+            mesh=dict(run.mesh.shape), packages=provenance.packages(), git_commit=provenance.git_commit(),
             parents={key: parent_record(parent.folder / 'checkpoints', parent.manifest)
                      for key, parent in run.parents.items()})
+
+
+def _mixture(run: Run) -> dict[str, dict[str, Any]]:
+    """Every source of a run: where it is from, its weight, and the SHA-256 of its splits."""
+    described = {}
+    for key, hashes in run.identity['data'].items():
+        section, name = key.split('.', 1)
+        source = getattr(run.config, section).sources[name]
+        described[key] = {'from': source.tfds or source.jsonl or source.text, 'weight': source.weight, **hashes}
+    return described
 
 
 def _items(state: TrainState) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from llm.config import MeshConfig, StageConfig, UserError, nearest
 from llm.manifest import parse_reference, sealed_steps
 from llm.manifest import read as read_manifest
 from llm.owner import Owner
-from llm.resolve import check, chosen_step, find_parent, provide_tokenizer, references, resolve
+from llm.resolve import check, chosen_step, content, find_parent, provide_tokenizer, references, resolve
 from llm.run import read_result, Result, Run, write_json
 from llm.sharding import make_mesh
 from llm.stages import ppo, pretrain, reward, sft
@@ -45,12 +45,14 @@ def run_pipeline(config, workdir: str, *, rerun: str | None, say: Callable[[str]
     if rerun is not None and rerun not in stages:
         raise UserError(f'--rerun={rerun} is not a stage of this pipeline{nearest(rerun, stages)}')
     order = topological(stages)
-    data = {name: check(name, stages[name], progress) for name in order}
+    for name in order:
+        check(name, stages[name])
     root = epath.Path(os.path.abspath(workdir))
     try:
         root.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f'--workdir={workdir} cannot be made ({error.strerror}); name a folder you may write') from None
+    data = {name: content(name, stages[name], progress) for name in order}
     done: dict[str, tuple[epath.Path, Result]] = {}
     for name in order:
         run = resolve(name, stages[name], data[name], root, done, say=say, progress=progress)

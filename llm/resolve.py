@@ -5,6 +5,7 @@ Left out: the order of stages, whether a run is needed at all (`pipeline`).
 """
 
 from collections.abc import Callable, Iterator
+import contextlib
 import dataclasses
 import os
 from typing import Any
@@ -32,9 +33,9 @@ PARENTS = {
 }
 
 
-def check(name: str, config: StageConfig, progress: Callable[[str, int, int], None]) -> dict[str, dict[str, str]]:
-    """Whatever can be found wrong with a stage before any stage runs; brings its data here, returns its hashes."""
-    try:
+def check(name: str, config: StageConfig) -> None:
+    """Whatever can be found wrong with a stage before any stage runs, but for its data; raises UserError."""
+    with _of_stage(name):
         mesh, rules = make_mesh(config.exec.mesh), AxisRules.from_config(config.exec.rules)
         for key in ('batch_size', 'rollout_batch', 'normalize_samples'):
             if hasattr(config, key):
@@ -44,7 +45,13 @@ def check(name: str, config: StageConfig, progress: Callable[[str, int, int], No
         for key, reference in references(name, config).items():
             if not reference.startswith('stage:'):
                 find_parent(config.stage, key, reference, {})
-        return content(config, progress)
+
+
+@contextlib.contextmanager
+def _of_stage(name: str) -> Iterator[None]:
+    """Errors in here say which stage they are about."""
+    try:
+        yield
     except UserError as error:
         raise UserError(f'stage {name}: {error}') from None
 
@@ -113,17 +120,18 @@ def chosen_step(folder: epath.Path, where: str) -> int:
     return steps[-1] if result is None else result.step
 
 
-def content(config: StageConfig, progress: Callable[[str, int, int], None]) -> dict[str, dict[str, str]]:
-    """SHA-256 of the data, by source and split, brought here first where it has to be."""
+def content(name: str, config: StageConfig, progress: Callable[[str, int, int], None]) -> dict[str, dict[str, str]]:
+    """SHA-256 of a stage's data, by source and split, brought here first where it has to be."""
     hashes: dict[str, dict[str, str]] = {}
-    for key in ('data', 'prompt_data') if config.stage == 'reward' else ('data',):
-        data = getattr(config, key)
-        if not data.sources:
-            raise UserError(f'{key}.sources is empty; name at least one source in the config')
-        for name, source in data.sources.items():
-            sources.materialize(source, data.data_dir, progress)
-            hashes[f'{key}.{name}'] = {split: sources.content_sha256(source, split, data.data_dir)
-                                       for split in ('train', 'validation')}
+    with _of_stage(name):
+        for key in ('data', 'prompt_data') if config.stage == 'reward' else ('data',):
+            data = getattr(config, key)
+            if not data.sources:
+                raise UserError(f'{key}.sources is empty; name at least one source in the config')
+            for source_name, source in data.sources.items():
+                sources.materialize(source, data.data_dir, progress)
+                hashes[f'{key}.{source_name}'] = {split: sources.content_sha256(source, split, data.data_dir)
+                                                  for split in ('train', 'validation')}
     return hashes
 
 
