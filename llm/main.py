@@ -31,6 +31,9 @@ def guarded(work: Callable[[], None]) -> int:
     except UserError as error:
         print(f'error: {error}', file=sys.stderr)
         return 2
+    except OSError as error:  # a file that cannot be read, a full disk
+        print(f'error: {_one_line(Exception(str(error)))}; check that path and the room on its disk', file=sys.stderr)
+        return 2
     return 0
 
 
