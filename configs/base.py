@@ -44,6 +44,7 @@ def source(**keys) -> ConfigDict:
         'validation_files': placeholder(str),  # file or glob; empty: documents are held out of the training files.
         'holdout_percent': 5.0,     # of documents, by a hash of their content.
         'weight': 1.0,              # share of rows in the mixture, relative to the other sources.
+        'late_weight': placeholder(float),  # the same from data.late_from_step on; empty: as before.
     })
     with config.unlocked():
         config.update(keys)
@@ -56,6 +57,18 @@ def data(**sources: ConfigDict) -> ConfigDict:
         'sources': sources,
         'data_dir': '~/.cache/quartet',  # where downloads and TFDS sets are kept; may be a bucket.
         'max_bad_percent': 1.0,          # of rows that may be malformed before the run stops.
+        'late_from_step': 0,             # step after which late_weight counts; 0: it never does.
+        # What is left out of documents (`llm/data/clean.py`); what was dropped and why is in the report.
+        'clean': {
+            'min_chars': 2,               # of a document.
+            'max_chars': 0,               # of a document; 0: any length.
+            'max_repeated_share': 0.5,    # of a document's words, in phrases of five words that it has said before.
+            'language': placeholder(str), # ISO 639-1, e.g. 'en'; empty: any.
+            'min_language_share': 0.5,    # of a document's letters, in passages of that language.
+            'duplicate_similarity': 0.8,  # Jaccard, of phrases of five words; alike documents are kept once; 0: all kept.
+            'overlap_words': 13,          # a training passage that shares this many words in a row with an evaluation
+                                          # split is left out; 0: none is.
+        },
     })
 
 
@@ -95,6 +108,11 @@ def stage(name: str) -> ConfigDict:
         'eval_rows': 256,         # of each source, at most, in an evaluation.
         'save_every_steps': 200,
         'keep_checkpoints': 2,    # sound ones, the best one not counted.
+        # What is measured when the stage ends, on the test split (the validation split where there is none).
+        'figures': {
+            'rows': 512,                      # of each source, at most; 0: nothing is measured.
+            'yardstick_bytes': 20_000_000,    # of training text that the yardsticks are fitted on, at most.
+        },
         'samples': {
             'prompts': (),        # what is continued or answered after the stage, for a person to read.
             'max_new_tokens': 48,
@@ -121,6 +139,8 @@ def sft() -> ConfigDict:
     config = stage('sft')
     with config.unlocked():
         config.patience = 3             # evaluations without a better one before the stage ends.
+        # Chats whose answer is one of a few labels; the stage's figures say how often the likeliest label is right.
+        config.choices = data()
     return config
 
 
@@ -163,6 +183,15 @@ def ppo() -> ConfigDict:
         config.kl_horizon = 10_000.0       # answers; inf keeps kl_coef fixed.
         config.kl_budget = 20.0            # nats an answer; beyond it the stage ends.
         config.missing_eos_penalty = 1.0   # in deviations of the normalised score.
+        config.value_from = 'reward'       # what the value model starts as: reward (the scorer) or sft (a new head).
+        config.whiten_advantages = True
+        config.ptx_coef = 0.0              # of a next-token loss on chats beside the policy's (PPO-ptx); 0: none.
+        config.ptx_data = data()           # those chats, as many rows of seq_len as answers.
+        config.gold_data = data()          # rated texts that no model has seen; a scorer fitted on them judges too.
+        # Evaluations over which a falling gold score and a rising reward end the stage; 0: they do not.
+        config.gold_window = 4
+        config.min_distinct_share = 0.8    # of the SFT policy's distinct-2, below which a step is not chosen.
+        config.best_of = 4                 # SFT answers to each prompt, of which the scorer picks one, in the figures.
     return config
 
 

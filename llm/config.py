@@ -22,6 +22,29 @@ class UserError(ValueError):
     """A mistake that a user can mend: one line with key, value and remedy; `main` exits with code 2."""
 
 
+def _one_of(key: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise UserError(f'{key}={value!r} is not known; use one of {", ".join(allowed)}')
+
+
+def _at_least(least: int, config: Any, *keys: str, section: str = '') -> None:
+    for key in keys:
+        if getattr(config, key) < least:
+            raise UserError(f'{section}{key}={getattr(config, key)} is less than {least}; use {least} or more')
+
+
+def _positive(config: Any, *keys: str, section: str = '') -> None:
+    for key in keys:
+        if not getattr(config, key) > 0:
+            raise UserError(f'{section}{key}={getattr(config, key)} is not positive; use more than 0')
+
+
+def _within(config: Any, *keys: str, section: str = '') -> None:
+    for key in keys:
+        if not 0 <= getattr(config, key) <= 1:
+            raise UserError(f'{section}{key}={getattr(config, key)} is not between 0 and 1')
+
+
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
     """What the weights mean: stored in every manifest, compared at every handoff."""
@@ -96,6 +119,7 @@ class SourceConfig:
     validation_files: str | None
     holdout_percent: float
     weight: float
+    late_weight: float | None = None
 
     def __post_init__(self):
         given = [key for key in ('tfds', 'jsonl', 'text') if getattr(self, key)]
@@ -106,12 +130,32 @@ class SourceConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class CleanConfig:
+    """What is left out of documents; the defaults leave out nothing."""
+
+    min_chars: int = 1
+    max_chars: int = 0
+    max_repeated_share: float = 1.0
+    language: str | None = None
+    min_language_share: float = 0.0
+    duplicate_similarity: float = 0.0
+    overlap_words: int = 0
+
+    def __post_init__(self):
+        _at_least(1, self, 'min_chars', section='clean.')
+        _at_least(0, self, 'max_chars', 'overlap_words', section='clean.')
+        _within(self, 'max_repeated_share', 'min_language_share', 'duplicate_similarity', section='clean.')
+
+
+@dataclasses.dataclass(frozen=True)
 class DataConfig:
     """Where rows come from, by source name."""
 
     sources: dict[str, SourceConfig]
     data_dir: str
     max_bad_percent: float
+    late_from_step: int = 0
+    clean: CleanConfig = CleanConfig()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,6 +204,20 @@ class SamplesConfig:
         _at_least(0, self, 'temperature', section='samples.')
 
 
+@dataclasses.dataclass(frozen=True)
+class FiguresConfig:
+    """What is measured when a stage ends."""
+
+    rows: int = 0
+    yardstick_bytes: int = 0
+
+    def __post_init__(self):
+        _at_least(0, self, 'rows', 'yardstick_bytes', section='figures.')
+
+
+_NO_DATA = DataConfig({}, '', 0.0)
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StageConfig:
     """Keys that all four stages have."""
@@ -180,6 +238,7 @@ class StageConfig:
     save_every_steps: int
     keep_checkpoints: int
     samples: SamplesConfig
+    figures: FiguresConfig = FiguresConfig()
 
     def __post_init__(self):
         _at_least(1, self, 'batch_size', 'seq_len', 'stop_step', 'log_every_steps', 'eval_every_steps', 'eval_rows',
@@ -208,6 +267,7 @@ class SFTConfig(StageConfig):
     """Next-token prediction on the answers of packed chats."""
 
     patience: int
+    choices: DataConfig = _NO_DATA
 
     def __post_init__(self):
         super().__post_init__()
@@ -255,13 +315,27 @@ class PPOConfig(StageConfig):
     kl_horizon: float
     kl_budget: float
     missing_eos_penalty: float
+    value_from: str = 'reward'  # 'reward' | 'sft'
+    whiten_advantages: bool = True
+    ptx_coef: float = 0.0
+    ptx_data: DataConfig = _NO_DATA
+    gold_data: DataConfig = _NO_DATA
+    gold_window: int = 0
+    min_distinct_share: float = 0.0
+    best_of: int = 1
 
     def __post_init__(self):
         super().__post_init__()
         _at_least(1, self, 'rollout_batch', 'epochs', 'max_prompt_tokens', 'max_new_tokens')
         _at_least(0, self, 'value_warmup_steps')
-        _at_least(0, self, 'value_coef', 'kl_coef', 'missing_eos_penalty')
-        _within(self, 'discount', 'gae_lambda')
+        _at_least(0, self, 'value_coef', 'kl_coef', 'missing_eos_penalty', 'ptx_coef', 'gold_window')
+        _at_least(1, self, 'best_of')
+        _one_of('value_from', self.value_from, ('reward', 'sft'))
+        _within(self, 'discount', 'gae_lambda', 'min_distinct_share')
+        if self.gold_window and self.gold_window < 3:
+            raise UserError(f'gold_window={self.gold_window} is too short to tell a trend; use 3 or more, or 0')
+        if self.ptx_coef and not self.ptx_data.sources:
+            raise UserError(f'ptx_coef={self.ptx_coef} needs chats; name a source in ptx_data, or set ptx_coef to 0')
         _positive(self, 'temperature', 'kl_target', 'kl_horizon', 'kl_budget', 'clip_epsilon', 'value_clip_epsilon',
                   'value_learning_rate')
         if self.dropout:
@@ -279,10 +353,11 @@ STAGES = {'pretrain': PretrainConfig, 'sft': SFTConfig, 'reward': RewardConfig, 
 # Keys that say how or for how long a run is made, not what it computes (DESIGN of a run's identity).
 _NOT_IDENTITY = frozenset({
     'exec.mesh', 'exec.rules', 'exec.remat', 'exec.scan_unroll', 'exec.logits_chunk_tokens', 'exec.micro_batches',
-    'data.data_dir', 'prompt_data.data_dir', 'stop_step', 'log_every_steps', 'save_every_steps',
-    'keep_checkpoints', 'samples', 'init_from', 'reward_from', 'tokenizer.path'})
+    'data.data_dir', 'prompt_data.data_dir', 'ptx_data.data_dir', 'gold_data.data_dir', 'stop_step',
+    'log_every_steps', 'save_every_steps', 'keep_checkpoints', 'samples', 'figures', 'choices', 'best_of', 'init_from',
+    'reward_from', 'tokenizer.path'})
 # Nor where files lie: their content is hashed beside these keys.
-_FILES = re.compile(r'(prompt_)?data\.sources\.[^.]+\.(jsonl|text|validation_files)')
+_FILES = re.compile(r'(prompt_|ptx_|gold_)?data\.sources\.[^.]+\.(jsonl|text|validation_files)')
 
 
 def stage_config(config) -> StageConfig:
@@ -326,6 +401,8 @@ def digest(value: Any) -> str:
 def _identity_items(value: Any, path: str):
     if path in _NOT_IDENTITY or _FILES.fullmatch(path):
         return
+    if isinstance(value, DataConfig) and not value.sources:
+        return
     if dataclasses.is_dataclass(value):
         for field in dataclasses.fields(value):
             item = getattr(value, field.name)
@@ -336,29 +413,6 @@ def _identity_items(value: Any, path: str):
             yield from _identity_items(value[key], f'{path}.{key}')
     else:
         yield path, list(value) if isinstance(value, tuple) else value
-
-
-def _one_of(key: str, value: str, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise UserError(f'{key}={value!r} is not known; use one of {", ".join(allowed)}')
-
-
-def _at_least(least: int, config: Any, *keys: str, section: str = '') -> None:
-    for key in keys:
-        if getattr(config, key) < least:
-            raise UserError(f'{section}{key}={getattr(config, key)} is less than {least}; use {least} or more')
-
-
-def _positive(config: Any, *keys: str, section: str = '') -> None:
-    for key in keys:
-        if not getattr(config, key) > 0:
-            raise UserError(f'{section}{key}={getattr(config, key)} is not positive; use more than 0')
-
-
-def _within(config: Any, *keys: str, section: str = '') -> None:
-    for key in keys:
-        if not 0 <= getattr(config, key) <= 1:
-            raise UserError(f'{section}{key}={getattr(config, key)} is not between 0 and 1')
 
 
 def _convert(hint: Any, value: Any, path: str) -> Any:
