@@ -4,12 +4,11 @@ In: a `Run`, its train state, held-out numbers. Out: `checkpoints/`, `metrics.js
 Left out: how bytes are kept and verified (`checkpoint`), how rows are written (`metrics`).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 import contextlib
 import dataclasses
 import json
 import math
-import time
 from typing import Any
 
 import jax
@@ -54,7 +53,6 @@ class Journal(contextlib.AbstractContextManager):
         self._run, self._head, self._objective, self._metric = run, head, objective, metric
         self._sign = 1 if higher_is_better else -1
         self._normalizer = normalizer
-        self._began = time.monotonic()
         with contextlib.ExitStack() as stack:
             self._checkpoints = stack.enter_context(Checkpoints(
                 run.folder / 'checkpoints', keep=run.config.keep_checkpoints, say=run.say))
@@ -70,6 +68,7 @@ class Journal(contextlib.AbstractContextManager):
                 run.folder, total_steps=run.config.stop_step, name=run.name,
                 resume_step=None if self.fresh else self.step, flops_per_token=flops_per_token,
                 peak_flops=PEAK_FLOPS.get(jax.devices()[0].device_kind, 0.0) * run.mesh.size))
+            stack.enter_context(run.phases.during('train'))
             self._stack = stack.pop_all()
 
     def _restore(self, state: TrainState) -> tuple[TrainState, int, dict[str, Any]]:
@@ -109,7 +108,7 @@ class Journal(contextlib.AbstractContextManager):
     def evaluate(self, step: int, evaluator: Callable[[Any], dict[str, float]], params: Any,
                  eligible: Callable[[dict[str, float]], bool] = lambda values: True) -> None:
         """Writes a row of held-out numbers, and keeps count of the best among the eligible ones."""
-        with self._metrics.aside():
+        with self._aside('evaluate'):
             values = evaluator(params)
         self._metrics.evaluate(step, values)
         value, best = values[self._metric], self.host['best']
@@ -122,7 +121,7 @@ class Journal(contextlib.AbstractContextManager):
 
     def save(self, step: int, state: TrainState) -> None:
         """Saves in the background. Raises UserError for a state with a number that is not finite."""
-        with self._metrics.aside():
+        with self._aside('save'):
             self._run.owner.check()
             reward = self._normalizer(averaged(state)) if self._normalizer else None
             if not self._checkpoints.save(step, _items(state), self.host, self._manifest(reward),
@@ -132,14 +131,17 @@ class Journal(contextlib.AbstractContextManager):
 
     def chosen(self, state: TrainState) -> Any:
         """The parameters of the best step, which children will start from; `state` is the last one."""
-        self._checkpoints.wait()
-        if self.host['best_step'] == self._last:
-            return averaged(state)
-        return load_params(self._run.folder / 'checkpoints', self.host['best_step'],
-                           train_state.abstract(state.params))[0]
+        with self._aside('save'):
+            self._checkpoints.wait()
+            if self.host['best_step'] == self._last:
+                return averaged(state)
+            return load_params(self._run.folder / 'checkpoints', self.host['best_step'],
+                               train_state.abstract(state.params))[0]
 
-    def samples(self, rows: list[dict[str, Any]]) -> None:
+    def samples(self, make: Callable[[], list[dict[str, Any]]]) -> None:
         """Keeps what the chosen step says, and shows the first of it."""
+        with self._aside('samples'):
+            rows = make()
         (self._run.folder / 'samples.jsonl').write_text(
             ''.join(json.dumps(row, ensure_ascii=False) + '\n' for row in rows))
         for row in rows[:3]:
@@ -150,11 +152,18 @@ class Journal(contextlib.AbstractContextManager):
         self._checkpoints.wait()
         if self.host['best'] is None:
             raise UserError(f'{self._run.name}: no held-out {self._metric} was a number; look at its validation data')
+        phases = self._run.phases.seconds()
         return Result(
             stage=self._run.config.stage, step=self.host['best_step'], last_step=self._last,
             why=self.host['why'] or 'stop_step',
             metric=self._metric, before=self.host['before'], after=self.host['best'],
-            seconds=time.monotonic() - self._began, code=provenance.code())
+            seconds=sum(phases.values()), code=provenance.code(), phases=phases)
+
+    @contextlib.contextmanager
+    def _aside(self, phase: str) -> Iterator[None]:
+        """Around what is not training: a phase of its own, which no speed counts."""
+        with self._metrics.aside(), self._run.phases.during(phase):
+            yield
 
     def _manifest(self, reward: dict[str, float] | None) -> Manifest:
         run, config = self._run, self._run.config

@@ -26,6 +26,7 @@ from llm.config import MeshConfig, StageConfig, UserError, nearest
 from llm.manifest import parse_reference, sealed_steps
 from llm.manifest import read as read_manifest
 from llm.owner import Owner
+from llm.phases import Phases
 from llm.resolve import check, chosen_step, content, find_parent, provide_tokenizer, references, resolve
 from llm.run import read_result, Result, Run, write_json
 from llm.sharding import make_mesh
@@ -152,8 +153,8 @@ def execute(run: Run) -> Result:
     if not run.folder.exists():
         name_differences(run)
     run.folder.mkdir(parents=True, exist_ok=True)
-    with Owner(run.folder) as owner:
-        run = dataclasses.replace(run, owner=owner)
+    with Owner(run.folder) as owner, Phases() as phases:
+        run = dataclasses.replace(run, owner=owner, phases=phases)
         write_json(run.folder / 'identity.json', {
             'name': run.name, 'identity': run.identity, 'config': dataclasses.asdict(run.config),
             'parents': {key: f'{parent.folder}@{parent.step}' for key, parent in run.parents.items()}})

@@ -36,6 +36,7 @@ from llm.manifest import Manifest
 from llm.model.attention import MaskSpec
 from llm.model.transformer import Transformer
 from llm.owner import Owner
+from llm.phases import Phases
 from llm.sharding import AxisRules, batch_sharding, check_batch
 from llm.train_state import TrainState
 
@@ -64,8 +65,9 @@ class Result:
     metric: str  # the held-out number that chose the step
     before: float  # that number before the first step: the parent's
     after: float  # that number at the chosen step
-    seconds: float  # of the process that ended it
+    seconds: float  # of the process that ended it, its data and compiling included
     code: str  # SHA-256 of the source that made it
+    phases: dict[str, float] = dataclasses.field(default_factory=dict)  # these seconds, by what was done in them
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,6 +84,7 @@ class Run:
     say: Callable[[str], None]
     progress: Callable[[str, int, int], None]
     owner: Owner | None = None  # of the folder, while the stage runs
+    phases: Phases = dataclasses.field(default_factory=Phases)  # where its time goes
 
     @functools.cached_property
     def tokenizer(self) -> Tokenizer:
@@ -122,8 +125,9 @@ class Run:
     def corpora(self, prepare: Callable, split: str, data: DataConfig | None = None, **how) -> dict[str, Any]:
         """Prepared rows of every source, by source name."""
         data = data or self.config.data
-        rows = {name: prepare(name, source, split, self.tokenizer, data=data, cache_dir=self.cache_dir,
-                              progress=self.progress, **how) for name, source in data.sources.items()}
+        with self.phases.during('data'):
+            rows = {name: prepare(name, source, split, self.tokenizer, data=data, cache_dir=self.cache_dir,
+                                  progress=self.progress, **how) for name, source in data.sources.items()}
         for part in rows.values():
             self.say(f'{self.name}  {part.note}')
         return rows

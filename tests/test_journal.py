@@ -13,6 +13,7 @@ from llm.config import MeshConfig, UserError
 from llm.journal import averaged, Journal
 from llm.loop import fit
 from llm.manifest import read, sealed_steps
+from llm.phases import Phases
 from llm.sharding import make_mesh
 from llm.train_state import TrainState
 from tests import tiny
@@ -39,7 +40,7 @@ def open_journal(folder, *, stop_step: int = 4, ema: bool = False, higher_is_bet
     run = types.SimpleNamespace(
         name='mine', config=config, folder=folder, identity={'data': {}}, parents={}, mesh=MESH, model_config=tiny.MODEL,
         tokenizer=types.SimpleNamespace(describe=lambda: {}), owner=types.SimpleNamespace(check=check),
-        say=lambda line: None)
+        phases=Phases(), say=lambda line: None)
     return Journal(run, state(100.0, ema=ema), head='token', objective='mine', metric='loss',
                    higher_is_better=higher_is_better, **keywords)
 
@@ -184,7 +185,7 @@ def test_the_normalizer_is_of_the_parameters_that_are_handed_on(tmp_path, ema):
 def test_samples_are_kept_and_the_first_ones_shown(tmp_path, capsys):
     rows = [{'prompt': 'a', 'answer': letter} for letter in 'bcdé']
     with open_journal(tmp_path) as journal:
-        journal.samples(rows)
+        journal.samples(lambda: rows)
     assert [json.loads(line) for line in (tmp_path / 'samples.jsonl').read_text().splitlines()] == rows
     assert [line for line in capsys.readouterr().out.splitlines() if 'answer' in line] == [
         f'mine  prompt: a  answer: {letter}' for letter in 'bcd']

@@ -98,7 +98,7 @@ def run(run: Run) -> Result:
                 journal.save(step, state)
             if journal.ended:
                 break
-        journal.samples(samples(run, journal.chosen(state), frozen, rollout))
+        journal.samples(functools.partial(samples, run, journal.chosen(state), frozen, rollout))
         return journal.result()
 
 

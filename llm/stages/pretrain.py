@@ -58,7 +58,7 @@ def run(run: Run) -> Result:
                 journal.evaluate(step, held_out, averaged(state))
             if every(config.save_every_steps, step) or last or journal.best_step == step:
                 journal.save(step, state)
-        journal.samples(samples(run, journal.chosen(state)))
+        journal.samples(functools.partial(samples, run, journal.chosen(state)))
         return journal.result()
 
 

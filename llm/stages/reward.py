@@ -65,7 +65,7 @@ def run(run: Run) -> Result:
                 journal.evaluate(step, held_out, averaged(state))
             if every(config.save_every_steps, step) or last or journal.best_step == step:
                 journal.save(step, state)
-        journal.samples(samples(run, journal.chosen(state), answers))
+        journal.samples(functools.partial(samples, run, journal.chosen(state), answers))
         return journal.result()
 
 

@@ -56,7 +56,7 @@ def run(run: Run) -> Result:
                 journal.save(step, state)
             if journal.ended:
                 break
-        journal.samples(samples(run, journal.chosen(state)))
+        journal.samples(functools.partial(samples, run, journal.chosen(state)))
         return journal.result()
 
 

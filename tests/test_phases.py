@@ -1,0 +1,71 @@
+"""Seconds by phase: each counts once, and together they are the time that went by."""
+
+import time
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from llm import phases as phases_lib
+from llm.phases import Phases
+
+
+class Clock:
+    """Stands in for `time` in llm.phases."""
+
+    def __init__(self):
+        self.now = 1000.0
+
+    def monotonic(self):
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr(phases_lib, 'time', clock)
+    return clock
+
+
+def test_a_second_counts_for_the_innermost_phase(clock):
+    phases = Phases()
+    clock.now += 1
+    with phases.during('train'):
+        clock.now += 2
+        with phases.during('evaluate'):
+            clock.now += 4
+        clock.now += 8
+    clock.now += 16
+    assert phases.seconds() == {'setup': 17.0, 'train': 10.0, 'evaluate': 4.0}
+
+
+def test_a_phase_ends_with_an_error(clock):
+    phases = Phases()
+    with pytest.raises(KeyError), phases.during('train'):
+        clock.now += 1
+        raise KeyError
+    clock.now += 2
+    assert phases.seconds() == {'train': 1.0, 'setup': 2.0}
+
+
+def test_compiling_is_taken_from_the_phase_that_it_happened_in_once(clock):
+    phases = Phases()
+    with phases.during('evaluate'):
+        clock.now += 3
+        phases.compiled(2.0)  # a trace within the next one
+        clock.now += 1
+        phases.compiled(3.5)
+        clock.now += 4
+        phases.compiled(1.0)
+    assert phases.seconds() == {'evaluate': 3.5, 'compile': 4.5}
+
+
+def test_jax_says_what_it_compiles_while_somebody_listens():
+    began = time.monotonic()
+    with Phases('train') as phases:
+        jax.jit(lambda x: x + 41.5)(jnp.ones(3)).block_until_ready()
+    heard = phases.seconds()
+    assert heard['compile'] > 0
+    assert sum(heard.values()) <= time.monotonic() - began
+    jax.jit(lambda x: x + 43.5)(jnp.ones(3)).block_until_ready()
+    assert phases.seconds()['compile'] == heard['compile']
