@@ -18,9 +18,11 @@ REQUIRED = [
     'psutil',  # tells whether a run's owner is still alive
     'PyYAML',  # the question-answer exchanges are YAML
     'rich>=15.0.0',  # bars and tables
+    'scikit-learn',  # yardsticks: TF-IDF, ridge and logistic regression
     'sentencepiece>=0.2.3',  # the tokenizer
     'tensorboard>=2.21.0',  # writes event files; needs no TensorFlow
     'tensorflow-datasets>=4.9.10',  # builders of data sets; needs no TensorFlow with array_record
+    'vaderSentiment',  # a lexicon of sentiment: a yardstick, and a check that prompts carry none
 ]
 
 EXTRAS = {
