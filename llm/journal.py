@@ -1,6 +1,7 @@
 """The journal of one run: checkpoints, metrics, samples and the best step.
 
-In: a `Run`, its train state, held-out numbers. Out: `checkpoints/`, `metrics.jsonl`, `samples.jsonl`, a `Result`.
+In: a `Run`, its train state, held-out numbers.
+Out: `checkpoints/`, `metrics.jsonl`, `samples.jsonl`, `figures.json`, a `Result`.
 Left out: how bytes are kept and verified (`checkpoint`), how rows are written (`metrics`).
 """
 
@@ -20,7 +21,7 @@ from llm.checkpoint import Checkpoints, load_params
 from llm.config import UserError
 from llm.manifest import Manifest, parent_record
 from llm.metrics import Metrics, PEAK_FLOPS
-from llm.run import Result, Run
+from llm.run import Result, Run, write_json
 from llm.train_state import TrainState
 
 
@@ -100,14 +101,15 @@ class Journal(contextlib.AbstractContextManager):
     def end(self, why: str) -> None:
         """The run ends with this step, before its time; to be said before the step is saved."""
         self.host['why'] = why
+        self._metrics.note(f'ends: {why}')
 
     def train(self, step: int, metrics: dict[str, Any], tokens: int) -> None:
         """Writes a row of training numbers; `tokens` were consumed since step 0."""
         self._metrics.train(step, metrics, tokens)
 
     def evaluate(self, step: int, evaluator: Callable[[Any], dict[str, float]], params: Any,
-                 eligible: Callable[[dict[str, float]], bool] = lambda values: True) -> None:
-        """Writes a row of held-out numbers, and keeps count of the best among the eligible ones."""
+                 eligible: Callable[[dict[str, float]], bool] = lambda values: True) -> dict[str, float]:
+        """Writes a row of held-out numbers, returns them, and keeps count of the best among the eligible ones."""
         with self._aside('evaluate'):
             values = evaluator(params)
         self._metrics.evaluate(step, values)
@@ -118,6 +120,7 @@ class Journal(contextlib.AbstractContextManager):
             self.host['stale'] += 1
         if step == 0:
             self.host['before'] = value
+        return values
 
     def save(self, step: int, state: TrainState) -> None:
         """Saves in the background. Raises UserError for a state with a number that is not finite."""
@@ -147,6 +150,14 @@ class Journal(contextlib.AbstractContextManager):
         for row in rows[:3]:
             self._metrics.note('  '.join(f'{key}: {value}' for key, value in row.items()))
 
+    def figures(self, make: Callable[[], dict[str, Any]]) -> None:
+        """Keeps what is measured of the chosen step beside yardsticks, unless the config asks for none."""
+        if self._run.config.figures.rows:
+            with self._aside('figures'):
+                values = finite(make())
+            if jax.process_index() == 0:
+                write_json(self._run.folder / 'figures.json', values)
+
     def result(self) -> Result:
         """How the run ended; every save is sealed when this returns."""
         self._checkpoints.wait()
@@ -174,6 +185,15 @@ class Journal(contextlib.AbstractContextManager):
             mesh=dict(run.mesh.shape), packages=provenance.packages(), git_commit=provenance.git_commit(),
             parents={key: parent_record(parent.folder / 'checkpoints', parent.manifest)
                      for key, parent in run.parents.items()})
+
+
+def finite(value: Any) -> Any:
+    """The same plain JSON with null for every number that JSON has no word for."""
+    if isinstance(value, dict):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _mixture(run: Run) -> dict[str, dict[str, Any]]:

@@ -11,6 +11,7 @@ A run's folder:
     checkpoints/      N/ and N.manifest.json
     metrics.jsonl     a row for each logged step; tensorboard/ has the same
     samples.jsonl     what the finished stage says
+    figures.json      what it was measured by, beside yardsticks
     result.json       written last: its presence means finished
 """
 

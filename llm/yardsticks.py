@@ -47,3 +47,17 @@ def lexicon(texts: Sequence[str]) -> np.ndarray:
 def gzip_bits_per_byte(text: bytes) -> float:
     """Of the text compressed alone, at the highest level; its header and checksum (18 bytes) count."""
     return 8 * len(gzip.compress(text, 9, mtime=0)) / len(text)
+
+
+def distinct_n(answers: Sequence[Sequence[int]], n: int, tokens: int) -> float:
+    """Share of n-grams that are new (Li et al., arXiv:1510.03055), over the first `tokens` tokens, answer by answer.
+
+    It falls with the number of tokens, so two sets of answers are compared at the same one. Deviations: n-grams do
+    not reach over answers, and their own number divides, not the tokens': short answers lose nothing. 0 without any.
+    """
+    seen = []
+    for answer in answers:
+        part = tuple(answer[:tokens])
+        tokens -= len(part)
+        seen += [part[start:start + n] for start in range(len(part) - n + 1)]
+    return len(set(seen)) / len(seen) if seen else 0.0
