@@ -6,6 +6,7 @@ from setuptools import find_namespace_packages, setup
 REQUIRED = [
     'absl-py',  # flags of llm/main.py; ml_collections' config flags are built on it
     'array_record',  # the file format of our TFDS sets: random access without TensorFlow
+    'datasketch',  # MinHash: near-copies among documents
     'etils[epath]',  # paths that may be in a bucket
     'flax>=0.12.8,<0.13',  # Linen; it is in maintenance, and a release may drop it
     'grain>=0.2.18',  # order of rows: shuffling and mixing as pure functions of the index
@@ -16,9 +17,11 @@ REQUIRED = [
     'orbax-checkpoint>=0.12.8,<0.13',  # AsyncCheckpointer and ocp.args; its next interface is still moving
     'pip',  # fetches the packages that hold our data sets, by hash
     'psutil',  # tells whether a run's owner is still alive
+    'py3langid',  # the language of documents
     'PyYAML',  # the question-answer exchanges are YAML
     'rich>=15.0.0',  # bars and tables
     'scikit-learn',  # yardsticks: TF-IDF, ridge and logistic regression
+    'scipy',  # connected components of near-copies
     'sentencepiece>=0.2.3',  # the tokenizer
     'tensorboard>=2.21.0',  # writes event files; needs no TensorFlow
     'tensorflow-datasets>=4.9.10',  # builders of data sets; needs no TensorFlow with array_record

@@ -17,8 +17,8 @@ FLOORS = {
     'configs': {'ml_collections'},
     'llm/config.py': set(),
     'llm/sharding.py': {'flax', 'jax', 'numpy', 'llm.config'},
-    'llm/data': {'array_record', 'etils', 'grain', 'numpy', 'sentencepiece', 'tensorflow_datasets', 'yaml',
-                 'llm.config'},
+    'llm/data': {'array_record', 'datasketch', 'etils', 'grain', 'numpy', 'py3langid', 'scipy', 'sentencepiece',
+                 'tensorflow_datasets', 'vaderSentiment', 'yaml', 'llm.config'},
     'llm/model': {'flax', 'jax', 'llm.config', 'llm.sharding'},
     'llm/objectives': {'jax', 'optax'},
     'llm/rollout': {'jax', 'llm.config', 'llm.envs', 'llm.model', 'llm.sharding'},
@@ -36,7 +36,7 @@ FLOORS = {
     'llm/provenance.py': set(),
     'llm/yardsticks.py': {'numpy', 'scipy', 'sklearn', 'vaderSentiment'},
     # What puts the parts above together.
-    **dict.fromkeys(('llm/evaluate.py', 'llm/journal.py', 'llm/main.py', 'llm/pipeline.py', 'llm/resolve.py',
+    **dict.fromkeys(('llm/evaluate.py', 'llm/journal.py', 'llm/judges.py', 'llm/main.py', 'llm/pipeline.py', 'llm/resolve.py',
                      'llm/run.py', 'llm/stages'), EVERYTHING),
 }
 # Import -> the only files that may have it, on whatever floor they are.

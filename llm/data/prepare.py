@@ -170,7 +170,7 @@ def _encoded(job: _Job, encode: Callable[[dict], Sequences], bad: sources.BadRow
 
 def _check_schema(job: _Job, record: dict) -> None:
     wanted = {'text': {'text'}, 'ranked': {'messages', 'answers', 'scores'}}.get(job.kind, {'messages'})
-    if set(record) != wanted:
+    if set(record) - {'title'} != wanted:
         raise _Unfit(f'data.sources.{job.name} has {", ".join(sorted(record))} here, but this stage reads '
                      f'{", ".join(sorted(wanted))}; mend it, use another source, or set its fields')
 

