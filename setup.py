@@ -11,6 +11,8 @@ REQUIRED = [
     'flax>=0.12.8,<0.13',  # Linen; it is in maintenance, and a release may drop it
     'grain>=0.2.18',  # order of rows: shuffling and mixing as pure functions of the index
     'jax>=0.10.2,<0.11',  # a minor release may change shardings' defaults, and libtpu is paired with it
+    'Jinja2',  # the page about a pipeline; escapes what models say
+    'matplotlib',  # its plots
     'ml_collections>=1.1.0',  # ConfigDict, and overrides on the command line
     'numpy>=2.0',  # rows on the host
     'optax>=0.2.8',  # AdamW, clipping, schedules
@@ -46,6 +48,7 @@ setup(
     description='Four-stage training of large models in JAX: pretrain, sft, reward, ppo',
     python_requires='>=3.11',  # jax 0.10 needs it
     packages=find_namespace_packages(include=['llm', 'llm.*', 'configs']),
+    package_data={'llm': ['report.html.jinja']},
     install_requires=REQUIRED,
     extras_require=EXTRAS,
 )
