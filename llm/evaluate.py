@@ -19,14 +19,15 @@ from llm.sharding import global_batch
 from llm.train_step import Objective, make_eval_step
 
 
-def held_out_indices(run: Run, rows: Any) -> np.ndarray:
-    """At most `eval_rows` rows, spread evenly, so that every document of a long text is heard."""
-    return np.arange(min(run.config.eval_rows, len(rows))) * len(rows) // min(run.config.eval_rows, len(rows))
+def held_out_indices(run: Run, rows: Any, most: int | None = None) -> np.ndarray:
+    """At most so many rows (None: `eval_rows`), spread evenly, so that every document of a long text is heard."""
+    count = min(run.config.eval_rows if most is None else most, len(rows))
+    return np.arange(count) * len(rows) // count
 
 
-def held_out_batches(run: Run, rows: Any, batch_size: int) -> Iterator[dict[str, jax.Array]]:
-    """`eval_rows` rows, and `index_B`, in batches of one shape: the last is filled up with zeros."""
-    chosen = held_out_indices(run, rows)
+def held_out_batches(run: Run, rows: Any, batch_size: int, most: int | None = None) -> Iterator[dict[str, jax.Array]]:
+    """The rows of `held_out_indices`, and `index_B`, in batches of one shape: the last is filled up with zeros."""
+    chosen = held_out_indices(run, rows, most)
 
     def filled(indices: np.ndarray) -> dict[str, np.ndarray]:
         inside = indices < len(chosen)

@@ -32,7 +32,7 @@ def execution(mesh: tuple[int, int, int] = (1, 1, 1), **changes) -> ExecConfig:
 
 
 def write_data(folder: pathlib.Path) -> None:
-    """Writes text.jsonl, chats.jsonl, ranked.jsonl and prompts.jsonl: generated words, always the same."""
+    """Writes text.jsonl, chats.jsonl, ranked.jsonl, prompts.jsonl and rated.jsonl: generated words, always the same."""
     draw = random.Random(0)
 
     def words(least: int, most: int) -> str:
@@ -45,7 +45,8 @@ def write_data(folder: pathlib.Path) -> None:
         'chats': [{'messages': [said('user', 2, 5), said('assistant', 1, 4)]} for _ in range(120)],
         'ranked': [{'prompt': words(2, 4), 'answers': [words(1, 4) for _ in range(3)],
                     'scores': [draw.uniform(-4, 4) for _ in range(3)]} for _ in range(80)],
-        'prompts': [{'messages': [said('user', 2, 4), said('assistant', 1, 2)]} for _ in range(80)]}
+        'prompts': [{'messages': [said('user', 2, 4), said('assistant', 1, 2)]} for _ in range(80)],
+        'rated': [{'text': words(3, 8), 'mean': draw.uniform(-4, 4)} for _ in range(60)]}
     for name, records in rows.items():
         (folder / f'{name}.jsonl').write_text(''.join(json.dumps(row) + '\n' for row in records))
 
@@ -57,8 +58,8 @@ def pipeline_config(folder: pathlib.Path, *, mesh: tuple[int, int, int] = (1, 1,
       mesh: of every stage.
       overrides: by stage and dotted key, e.g. **{'sft.optim.learning_rate': 1e-2}.
     """
-    def source(name: str) -> dict[str, ConfigDict]:
-        return {name: base.source(jsonl=str(folder / f'{name}.jsonl'), holdout_percent=20.0)}
+    def source(name: str, **keys) -> dict[str, ConfigDict]:
+        return {name: base.source(jsonl=str(folder / f'{name}.jsonl'), holdout_percent=20.0, **keys)}
     config = quickstart.get_config('tiny')
     stages = config.stages
     for name, data in (('pretrain', 'text'), ('sft', 'chats'), ('reward', 'ranked'), ('ppo', 'prompts')):
@@ -74,6 +75,8 @@ def pipeline_config(folder: pathlib.Path, *, mesh: tuple[int, int, int] = (1, 1,
     stages.reward.update(ranked_answers=3, normalize_samples=8, max_prompt_tokens=24, max_new_tokens=8)
     stages.ppo.update(rollout_batch=16, max_prompt_tokens=24, max_new_tokens=8, value_warmup_steps=1)
     stages.ppo.samples.prompts = ()
+    stages.ppo.gold_data = base.data(**source('rated', fields={'score': 'mean'}))
+    stages.ppo.ptx_data = base.data(**source('chats'))
     config.update_from_flattened_dict({f'stages.{key}': value for key, value in overrides.items()})
     return config
 

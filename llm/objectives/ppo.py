@@ -102,6 +102,17 @@ def value_loss(value_BT: jax.Array, value_old_BT: jax.Array, return_BT: jax.Arra
                 {'value_clip_fraction': weighted((clipped_BT > free_BT).astype(jnp.float32), mask_BT)})
 
 
+def supervised(loss: Loss, *, coef: float) -> Loss:
+    """The supervised term of PPO-ptx: `coef` times the mean of -log p over the target tokens of `next_token`.
+
+    Eq. 2 of arXiv:2203.02155 (its gamma, 27.8). Deviation: that one mixes in pretraining text, whole; which text and
+    which of its tokens count is the caller's choice here.
+
+    Returns: term `ptx`.
+    """
+    return Loss({'ptx': loss.terms['next_token']._replace(coef=coef)}, metrics={})
+
+
 def adaptive_kl(kl_coef: float, kl: float, *, target: float, horizon: float, batch: int) -> float:
     """The next iteration's KL coefficient: kl_coef * (1 + clip(kl / target - 1, -.2, .2) * batch / horizon).
 

@@ -1,8 +1,9 @@
 """Proximal policy optimisation: SFT model and scorer -> aligned policy. Learns from its own answers, scored.
 
 In: prompts; the SFT model (policy at the start, and frozen reference); the scorer (frozen, and value at the start).
-Out: checkpoints with parameters {'policy', 'value'}; the best step within the KL budget; answers to held-out prompts.
-Left out: the maths (`objectives.ppo`), sampling (`rollout`), the environment (`envs.preference`).
+Out: checkpoints with parameters {'policy', 'value'}; the best of the steps that keep near SFT; answers to held-out
+prompts. Left out: the maths (`objectives.ppo`), sampling (`rollout`), the environment (`envs.preference`), what is
+made of held-out answers, gold scores among it (`judges`).
 
 A step here is an iteration: rollout, score, then epochs of minibatches. Nothing is saved within one, so that
 trajectories need no saving. Models are read at the sampling temperature throughout.
@@ -18,10 +19,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from llm import evaluate
+from llm import judges
 from llm.config import PPOConfig
 from llm.data.order import Mixture
-from llm.data.prepare import prepare_prompts
+from llm.data.prepare import prepare_chats, prepare_prompts
 from llm.envs.preference import Env, make_env, whole_rows
 from llm.journal import averaged, Journal
 from llm.loop import every, fit
@@ -33,35 +34,45 @@ from llm.optim import by_top_key, make_optimizer
 from llm.rollout.generate import make_generate
 from llm.rollout.trajectories import Trajectories
 from llm.run import Result, Run, initializer
-from llm.stages import sft
+from llm.stages import pretrain, sft
 from llm.train_state import TrainState, shardings
 from llm.train_step import make_train_step
 
-_SAMPLING, _HELD_OUT = 2**32 - 1, 2**32 - 2  # streams of keys apart from those of training steps
+_SAMPLING = 2**32 - 1  # a stream of keys apart from those of training steps
+_CHATS = 'ptx_'  # before the names of fields of chats, where they stand beside those of prompts or trajectories
 
 
 class Models(NamedTuple):
-    """The two shapes of model: the reference has the policy's, the value has the scorer's."""
+    """The shapes of model; the reference has the policy's, the value its parent's with a scalar head."""
 
     policy: Transformer
     scorer: Transformer
+    value: Transformer
 
 
 def models_of(run: Run) -> Models:
-    return Models(Transformer(run.model_config, run.config.exec),
-                  Transformer(run.parents['reward_from'].model_config, run.config.exec, head='scalar'))
+    scorer = Transformer(run.parents['reward_from'].model_config, run.config.exec, head='scalar')
+    fresh = Transformer(run.model_config, run.config.exec, head='scalar')
+    return Models(Transformer(run.model_config, run.config.exec), scorer,
+                  scorer if run.config.value_from == 'reward' else fresh)
 
 
 def initial(run: Run) -> Callable[[jax.Array], dict[str, Any]]:
     """key -> parameters of the shape that this stage trains."""
     models = models_of(run)
-    return lambda key: {'policy': initializer(models.policy)(key), 'value': initializer(models.scorer)(key)}
+    return lambda key: {'policy': initializer(models.policy)(key), 'value': initializer(models.value)(key)}
 
 
 def load_frozen(run: Run) -> dict[str, Any]:
     """Parameters that never change: the reference and the scorer."""
     models = models_of(run)
     return {'reference': run.load('init_from', models.policy), 'scorer': run.load('reward_from', models.scorer)}
+
+
+def load_value(run: Run, frozen: dict[str, Any]) -> Any:
+    """What the value model starts as: the scorer, or the SFT model's trunk, whose head will be drawn."""
+    from_sft = run.config.value_from == 'sft'
+    return run.load('init_from', models_of(run).value, trunk_only=True) if from_sft else frozen['scorer']
 
 
 def run(run: Run) -> Result:
@@ -72,33 +83,39 @@ def run(run: Run) -> Result:
     objective = functools.partial(clipped_loss, run, models)
     tx = optimizer(config)
     frozen = load_frozen(run)
-    state = run.train_state(initial(run), tx, {'policy': frozen['reference'], 'value': frozen['scorer']})
+    state = run.train_state(initial(run), tx, {'policy': frozen['reference'], 'value': load_value(run, frozen)})
     train_step = make_train_step(objective, tx, shardings=shardings(state),
                                  micro_batches=config.exec.micro_batches, ema_decay=config.optim.ema_decay)
     rollout = make_rollout(run, models, env)
     held_out = evaluator(run, frozen, rollout)
 
-    with Journal(run, state, head='token', objective='PPO', metric='reward', higher_is_better=True,
-                 host={'kl_coef': config.kl_coef}) as journal:
+    with Journal(run, state, head='token', objective='PPO', metric='gold' if config.gold_data.sources else 'reward',
+                 higher_is_better=True, host={'kl_coef': config.kl_coef, 'sft': None, 'window': []}) as journal:
+        host, held_out = journal.host, functools.partial(held_out, host=journal.host)
+        eligible = functools.partial(judges.eligible, config, host)
         if journal.fresh:
-            journal.evaluate(0, held_out, averaged(state))
+            judges.watch(config, host, 0, journal.evaluate(0, held_out, averaged(state)))
             journal.save(0, state)
-        batches = run.batches(env.reset, journal.step, config.rollout_batch, 'rollout_batch')
-        step_fn = make_iteration(run, rollout, frozen, train_step, journal.host)
+        batches = run.batches(with_chats(run, env.reset), journal.step, config.rollout_batch, 'rollout_batch')
+        step_fn = make_iteration(run, rollout, frozen, train_step, host)
         state = journal.state
         for step, state, metrics in fit(state, step_fn, batches, start=journal.step, stop=journal.stop):
             last = step == journal.stop
             if every(config.log_every_steps, step):
                 journal.train(step, metrics, tokens=step * config.rollout_batch * config.seq_len)
             if every(config.eval_every_steps, step) or last:
-                journal.evaluate(step, held_out, averaged(state), lambda values: values['kl'] <= config.kl_budget)
-            if metrics['kl'] > config.kl_budget:
-                journal.end(f'kl {metrics["kl"]:.1f} beyond kl_budget={config.kl_budget:g} nats an answer')
+                judges.watch(config, host, step, journal.evaluate(step, held_out, averaged(state), eligible))
+            if why := judges.beyond(config, metrics['kl'], host['window']):
+                journal.end(f'{why}; step {journal.best_step} kept')
             if every(config.save_every_steps, step) or last or journal.best_step == step or journal.ended:
                 journal.save(step, state)
             if journal.ended:
                 break
-        journal.samples(functools.partial(samples, run, journal.chosen(state), frozen, rollout))
+        if journal.best_step == 0:
+            run.say(f'{run.name}  step 0 is kept, the SFT policy itself: no later one was better and within bounds')
+        chosen = journal.chosen(state)
+        journal.samples(functools.partial(samples, run, chosen, frozen, rollout))
+        journal.figures(functools.partial(figures, run, chosen, frozen, rollout))
         return journal.result()
 
 
@@ -118,8 +135,9 @@ def make_iteration(run: Run, rollout: Callable, frozen: Any, train_step: Callabl
 
     def iteration(state: TrainState, prompts: dict[str, jax.Array]) -> tuple[TrainState, dict[str, Any]]:
         key = jax.random.fold_in(jax.random.fold_in(state.key, _SAMPLING), state.step)
+        chats = {name: prompts.pop(name) for name in list(prompts) if name.startswith(_CHATS)}
         trajectories, seen = rollout(state.params, frozen, prompts, key, state.step)
-        batch = advantages(trajectories, host['kl_coef'])
+        batch = advantages(trajectories, host['kl_coef']) | chats
         updates = []
         for rows_B in minibatches(config, int(state.step)):
             state, metrics = train_step(state, None, take(batch, rows_B))
@@ -131,6 +149,16 @@ def make_iteration(run: Run, rollout: Callable, frozen: Any, train_step: Callabl
                                           horizon=config.kl_horizon, batch=config.rollout_batch)
         return state, metrics
     return iteration
+
+
+def with_chats(run: Run, prompts: Callable) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
+    """Rows of the two streams at the same positions: prompts, and chats if there is a supervised term (PPO-ptx)."""
+    data = run.config.ptx_data
+    if not run.config.ptx_coef:
+        return prompts
+    chats = Mixture(run.corpora(prepare_chats, 'train', data, seq_len=run.config.seq_len),
+                    {name: source.weight for name, source in data.sources.items()}, run.config.seed)
+    return lambda indices: prompts(indices) | {_CHATS + name: field for name, field in chats.rows(indices).items()}
 
 
 def minibatches(config: PPOConfig, updates: int) -> Iterator[np.ndarray]:
@@ -155,7 +183,6 @@ def make_rollout(run: Run, models: Models, env: Env) -> Callable:
     config, special = run.config, run.tokenizer.special_ids
     generate = make_generate(models.policy, max_new_tokens=config.max_new_tokens, temperature=config.temperature,
                              eos_id=special['eos'], pad_id=special['pad'])
-    normalizer = run.parents['reward_from'].manifest.reward
 
     def rollout(params, frozen, prompts, key, version=0):
         counts_B = (prompts['length_B'] > 0).astype(jnp.float32)
@@ -163,7 +190,7 @@ def make_rollout(run: Run, models: Models, env: Env) -> Callable:
                         prompts['index_B'], key)
         judged = env.step(frozen['scorer'], made.tokens_BT, made.length_B)
         reference = read_log_probs(run, models, frozen['reference'], made.tokens_BT)
-        value_BT = read_values(models, normalizer, params['value'], made.tokens_BT)
+        value_BT = read_values(run, models, params['value'], made.tokens_BT)
         mask_BT = made.mask_BT
         last_BT = jnp.cumsum(mask_BT[:, ::-1], axis=1)[:, ::-1] * mask_BT == 1
         trajectories = Trajectories(
@@ -180,28 +207,33 @@ def make_rollout(run: Run, models: Models, env: Env) -> Callable:
 
 
 def make_batch(config: PPOConfig, trajectories: Trajectories, kl_coef: jax.Array) -> dict[str, jax.Array]:
-    """Trajectories with the KL penalty, advantages (whitened over all of them) and returns: what epochs train on."""
+    """Trajectories with the KL penalty, advantages (whitened over all of them, if asked) and returns: what epochs
+    train on."""
     mask_BT = trajectories.mask_BT
     penalty_BT = ppo.kl_rewards(trajectories.logp_old_BT, trajectories.logp_ref_BT, jnp.zeros_like(mask_BT[:, 0]),
                                 mask_BT, kl_coef=kl_coef)
     advantage_BT, return_BT = ppo.gae(trajectories.reward_BT + penalty_BT, trajectories.value_BT, mask_BT,
                                       discount=config.discount, gae_lambda=config.gae_lambda)
     return {**trajectories._asdict(), 'return_BT': return_BT,
-            'advantage_BT': ppo.whiten(advantage_BT, mask_BT)}
+            'advantage_BT': ppo.whiten(advantage_BT, mask_BT) if config.whiten_advantages else advantage_BT}
 
 
 def clipped_loss(run: Run, models: Models, params: Any, frozen: None, batch: dict[str, jax.Array],
                  key: jax.Array) -> Loss:
-    """The policy's and the value's clipped losses of a minibatch, and the policy's entropy beside them."""
+    """The policy's and the value's clipped losses of a minibatch, maybe its chats', and the policy's entropy."""
     config, mask_BT = run.config, batch['mask_BT']
-    normalizer = run.parents['reward_from'].manifest.reward
     new = read_log_probs(run, models, params['policy'], batch['tokens_BT'])
-    value_BT = read_values(models, normalizer, params['value'], batch['tokens_BT'])
+    value_BT = read_values(run, models, params['value'], batch['tokens_BT'])
     policy = ppo.policy_loss(new.logp_BT, batch['logp_old_BT'], batch['advantage_BT'], mask_BT,
                              clip_epsilon=config.clip_epsilon)
     value = ppo.value_loss(value_BT, batch['value_BT'], batch['return_BT'], mask_BT,
                            clip_epsilon=config.value_clip_epsilon, coef=config.value_coef)
-    return join(policy, value, Loss({}, {'entropy': weighted(new.entropy_BT, mask_BT)}))
+    losses = policy, value, Loss({}, {'entropy': weighted(new.entropy_BT, mask_BT)})
+    if config.ptx_coef:
+        chats = {name.removeprefix(_CHATS): field for name, field in batch.items() if name.startswith(_CHATS)}
+        chat_loss = pretrain.language_loss(models.policy, params['policy'], None, chats, None, z_loss=0.0)
+        losses = *losses, ppo.supervised(chat_loss, coef=config.ptx_coef)
+    return join(*losses)
 
 
 def read_log_probs(run: Run, models: Models, params: Any, tokens_BT: jax.Array) -> TokenLogProbs:
@@ -212,14 +244,20 @@ def read_log_probs(run: Run, models: Models, params: Any, tokens_BT: jax.Array) 
                            chunk_tokens=run.config.exec.logits_chunk_tokens, temperature=run.config.temperature)
 
 
-def read_values(models: Models, normalizer: dict[str, float], params: Any, tokens_BT: jax.Array) -> jax.Array:
-    """value_BT: what the value model expects before token t, in deviations of the scorer; meaningless at t = 0."""
-    score_BT = models.scorer.apply({'params': params}, tokens_BT, *whole_rows(tokens_BT))
-    return _before((score_BT - normalizer['mean']) / normalizer['deviation'])
+def read_values(run: Run, models: Models, params: Any, tokens_BT: jax.Array) -> jax.Array:
+    """value_BT: what the value model expects before token t, in deviations of the scorer; meaningless at t = 0.
+
+    One that began as the scorer speaks in the scorer's units; a new head has none to be rid of.
+    """
+    value_BT = models.value.apply({'params': params}, tokens_BT, *whole_rows(tokens_BT))
+    if run.config.value_from == 'reward':
+        normalizer = run.parents['reward_from'].manifest.reward
+        value_BT = (value_BT - normalizer['mean']) / normalizer['deviation']
+    return _before(value_BT)
 
 
-def held_out_prompts(run: Run) -> dict[str, Any]:
-    return run.corpora(prepare_prompts, 'validation', seq_len=run.config.max_prompt_tokens)
+def held_out_prompts(run: Run, split: str = 'validation') -> dict[str, Any]:
+    return run.corpora(prepare_prompts, split, seq_len=run.config.max_prompt_tokens)
 
 
 def held_out_rollout(run: Run) -> Callable:
@@ -229,17 +267,20 @@ def held_out_rollout(run: Run) -> Callable:
     return make_rollout(run, models, environment(run, models, rows.rows))
 
 
-def evaluator(run: Run, frozen: Any = None, rollout: Callable | None = None) -> Callable[[Any], dict[str, float]]:
-    """params -> reward, score, KL (nats), length and share of ended answers, means over held-out prompts."""
-    frozen, rollout = frozen or load_frozen(run), rollout or held_out_rollout(run)
-    corpora = held_out_prompts(run)
-    key = jax.random.fold_in(jax.random.key(run.config.seed), _HELD_OUT)
+def evaluator(run: Run, frozen: Any = None, rollout: Callable | None = None) -> Callable[..., dict[str, float]]:
+    """Returns evaluate(params, host={}) -> `judges.numbers` of the answers to held-out prompts.
 
-    def evaluate_params(params: Any) -> dict[str, float]:
-        seen = [jax.device_get(rollout(params, frozen, batch, key)[1]) for rows in corpora.values()
-                for batch in evaluate.held_out_batches(run, rows, run.config.rollout_batch)]
-        return {name: sum(float(part[name][0]) for part in seen) / sum(float(part[name][1]) for part in seen)
-                for name in seen[0]}
+    What they are measured by, of the SFT policy's answers, is taken from host['sft'], or else put there.
+    """
+    frozen, rollout = frozen or load_frozen(run), rollout or held_out_rollout(run)
+    said = functools.partial(judges.answers, run, rollout, frozen, corpora=held_out_prompts(run))
+    gold = judges.gold_scorer(run)
+
+    def evaluate_params(params: Any, host: dict[str, Any] | None = None) -> dict[str, float]:
+        host = {} if host is None else host
+        if not host.get('sft'):
+            host['sft'] = judges.summary(said({**params, 'policy': frozen['reference']}), gold)
+        return judges.numbers(said(params), host['sft'], gold)
     return evaluate_params
 
 
@@ -248,17 +289,20 @@ def samples(run: Run, params: Any, frozen: Any = None, rollout: Callable | None 
     if run.config.samples.prompts:
         return sft.samples(run, params['policy'])
     frozen, rollout = frozen or load_frozen(run), rollout or held_out_rollout(run)
-    rows = next(iter(held_out_prompts(run).values()))
-    batch = next(evaluate.held_out_batches(run, rows, run.config.rollout_batch))
-    key = jax.random.key(run.config.seed)
+    said = functools.partial(judges.answers, run, rollout, frozen, corpora=held_out_prompts(run),
+                             most=run.config.rollout_batch)
+    return judges.side_by_side(said({**params, 'policy': frozen['reference']}), said(params))
 
-    def said(policy: Any) -> list[tuple[str, float]]:
-        trajectories = jax.device_get(rollout({**params, 'policy': policy}, frozen, batch, key)[0])
-        return list(zip(evaluate.texts(run, trajectories), trajectories.reward_BT.sum(axis=1).tolist()))
-    prompts = rows.text(evaluate.held_out_indices(run, rows)[:run.config.rollout_batch])
-    return [{'prompt': prompt, 'sft': sft_text, 'sft_reward': round(sft_reward, 3), 'ppo': text,
-             'ppo_reward': round(reward, 3)} for prompt, (sft_text, sft_reward), (text, reward)
-            in zip(prompts, said(frozen['reference']), said(params['policy']))]
+
+def figures(run: Run, params: Any, frozen: Any = None, rollout: Callable | None = None) -> dict[str, Any]:
+    """`judges.comparison` on the test split: the SFT policy, this one, and the best of a few SFT answers."""
+    frozen, rollout = frozen or load_frozen(run), rollout or held_out_rollout(run)
+    split = judges.test_split(run)
+    said = functools.partial(judges.answers, run, rollout, frozen, corpora=held_out_prompts(run, split),
+                             most=run.config.figures.rows)
+    tries = [said({**params, 'policy': frozen['reference']}, attempt=attempt)
+             for attempt in range(run.config.best_of)]
+    return {'split': split, **judges.comparison(run, tries, said(params))}
 
 
 def _before(x):

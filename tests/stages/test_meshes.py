@@ -10,6 +10,7 @@ from unittest import mock
 
 import pytest
 
+from llm import judges
 from llm.stages import ppo, pretrain, reward, sft
 from tests import tiny
 from tests.stages import exactness
@@ -29,8 +30,9 @@ def training_alone():
     scores = {'bits_per_byte': 0.0, 'next_token': 0.0, 'k_wise': 0.0, 'reward': 0.0, 'kl': 0.0}
     with contextlib.ExitStack() as stack:
         for stage in (pretrain, sft, reward, ppo):
-            stack.enter_context(mock.patch.object(stage, 'evaluator', lambda *of: lambda params: scores))
+            stack.enter_context(mock.patch.object(stage, 'evaluator', lambda *of: lambda params, **_: scores))
             stack.enter_context(mock.patch.object(stage, 'samples', lambda *of: []))
+        stack.enter_context(mock.patch.object(judges, 'eligible', lambda *of: True))
         stack.enter_context(mock.patch.object(reward, 'sft_answers', lambda run: None))
         stack.enter_context(mock.patch.object(
             reward, 'make_normalizer', lambda *of: lambda params: {'mean': 0.0, 'deviation': 1.0}))
