@@ -212,7 +212,8 @@ class FiguresConfig:
     yardstick_bytes: int = 0
 
     def __post_init__(self):
-        _at_least(0, self, 'rows', 'yardstick_bytes', section='figures.')
+        _at_least(0, self, 'rows', section='figures.')
+        _at_least(1000 if self.rows else 0, self, 'yardstick_bytes', section='figures.')
 
 
 _NO_DATA = DataConfig({}, '', 0.0)

@@ -154,7 +154,7 @@ class Journal(contextlib.AbstractContextManager):
         """Keeps what is measured of the chosen step beside yardsticks, unless the config asks for none."""
         if self._run.config.figures.rows:
             with self._aside('figures'):
-                values = finite(make())
+                values = finite({'step': self.best_step, **make()})
             if jax.process_index() == 0:
                 write_json(self._run.folder / 'figures.json', values)
 

@@ -31,6 +31,7 @@ FLOORS = {
     'llm/fingerprint.py': {'jax', 'numpy', 'llm.config'},
     'llm/manifest.py': {'etils', 'llm.config'},
     'llm/metrics.py': {'rich', 'tensorboard'},
+    'llm/ngrams.py': {'numpy'},
     'llm/owner.py': {'psutil', 'llm.config'},
     'llm/phases.py': {'jax'},
     'llm/plots.py': {'matplotlib'},
@@ -39,8 +40,8 @@ FLOORS = {
     'llm/report_parts.py': {'llm.plots'},
     'llm/yardsticks.py': {'numpy', 'scipy', 'sklearn', 'vaderSentiment'},
     # What puts the parts above together.
-    **dict.fromkeys(('llm/evaluate.py', 'llm/journal.py', 'llm/judges.py', 'llm/main.py', 'llm/pipeline.py',
-                     'llm/resolve.py', 'llm/run.py', 'llm/stages'), EVERYTHING),
+    **dict.fromkeys(('llm/evaluate.py', 'llm/figures.py', 'llm/journal.py', 'llm/judges.py', 'llm/main.py',
+                     'llm/pipeline.py', 'llm/resolve.py', 'llm/run.py', 'llm/stages'), EVERYTHING),
 }
 # Import -> the only files that may have it, on whatever floor they are.
 KEEPERS = {

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from llm import evaluate
 from llm.data.order import Mixture
 from llm.data.prepare import prepare_text
+from llm.figures import bits_per_byte
 from llm.journal import averaged, Journal
 from llm.loop import every, fit
 from llm.model.attention import MaskSpec
@@ -58,7 +59,9 @@ def run(run: Run) -> Result:
                 journal.evaluate(step, held_out, averaged(state))
             if every(config.save_every_steps, step) or last or journal.best_step == step:
                 journal.save(step, state)
-        journal.samples(functools.partial(samples, run, journal.chosen(state)))
+        chosen = journal.chosen(state)
+        journal.samples(functools.partial(samples, run, chosen))
+        journal.figures(functools.partial(figures, run, chosen))
         return journal.result()
 
 
@@ -96,3 +99,8 @@ def samples(run: Run, params: Any) -> list[dict[str, Any]]:
     ids = [run.tokenizer.encode_document(prompt)[0][:-1] for prompt in prompts]
     return [{'prompt': prompt, 'continuation': text}
             for prompt, text in zip(prompts, evaluate.answers(run, params, ids))]
+
+
+def figures(run: Run, params: Any) -> dict[str, Any]:
+    """Bits per byte of held-out documents, beside gzip's and trigrams'."""
+    return bits_per_byte(run, params)
