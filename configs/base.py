@@ -73,8 +73,8 @@ def data(**sources: ConfigDict) -> ConfigDict:
 
 
 def optim() -> ConfigDict:
-    """AdamW."""
     return ConfigDict({
+        'name': 'adamw',          # adamw, or muon: orthogonal updates of hidden matrices, AdamW for the rest.
         'learning_rate': 1e-3,    # peak.
         'warmup_steps': 100,      # linear, from zero.
         'schedule': 'cosine',     # cosine, wsd (warm-up, stable, decay) or constant, after the warm-up.

@@ -168,7 +168,7 @@ class TokenizerConfig:
 
 @dataclasses.dataclass(frozen=True)
 class OptimConfig:
-    """AdamW with warm-up, a schedule, clipping, and optionally an average of the weights."""
+    """AdamW or Muon with warm-up, a schedule, clipping, and optionally an average of the weights."""
 
     learning_rate: float
     warmup_steps: int
@@ -182,8 +182,10 @@ class OptimConfig:
     eps: float
     clip_norm: float
     ema_decay: float = 0.0
+    name: str = 'adamw'  # 'adamw' | 'muon'
 
     def __post_init__(self):
+        _one_of('optim.name', self.name, ('adamw', 'muon'))
         _one_of('optim.schedule', self.schedule, ('cosine', 'wsd', 'constant'))
         _positive(self, 'learning_rate', 'eps', 'clip_norm', section='optim.')
         _at_least(0, self, 'warmup_steps', 'weight_decay', section='optim.')

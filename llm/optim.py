@@ -1,4 +1,4 @@
-"""The optimizer: AdamW with clipping, a learning-rate schedule, and decay on matrices only.
+"""The optimizer: AdamW or Muon with clipping, a learning-rate schedule, and decay on matrices only.
 
 In: an `OptimConfig`.
 Out: optax schedules and gradient transformations.
@@ -7,10 +7,12 @@ Left out: when they are applied (`llm/train_step.py`); averaging of weights, whi
 
 import jax
 import optax
+import optax.contrib
 
 from llm.config import OptimConfig, UserError
 
 _NOT_DECAYED = ('bias', 'scale')
+_RMS = 0.2  # of a Muon update's elements, about what AdamW's have (arXiv:2502.16982): one learning rate fits both
 
 
 def schedule(config: OptimConfig, *, frozen_steps: int = 0) -> optax.Schedule:
@@ -54,14 +56,39 @@ def decay_mask(params):
 
 
 def make_optimizer(config: OptimConfig, *, frozen_steps: int = 0) -> optax.GradientTransformation:
-    """Clipping by the global norm, then AdamW; decay is multiplied by the learning rate, as optax does."""
+    """Clipping by the global norm, then AdamW or Muon; decay is multiplied by the learning rate, as optax does.
+
+    Muon (Jordan et al., 2024): of each matrix of a hidden layer the momentum (0.95, Nesterov) is made orthogonal by
+    five Newton-Schulz steps and scaled to AdamW's size; embeddings, heads, norms and biases get AdamW with Nesterov
+    momentum.
+    """
     if config.clip_norm <= 0:
         raise UserError(f'optim.clip_norm={config.clip_norm} stops all learning; use a positive norm, '
                         f'inf for none')
-    return optax.chain(
-        optax.clip_by_global_norm(config.clip_norm),
-        optax.adamw(schedule(config, frozen_steps=frozen_steps), b1=config.b1, b2=config.b2, eps=config.eps,
-                    weight_decay=config.weight_decay, mask=decay_mask))
+    rate = schedule(config, frozen_steps=frozen_steps)
+    if config.name == 'adamw':
+        rule = optax.adamw(rate, b1=config.b1, b2=config.b2, eps=config.eps, weight_decay=config.weight_decay,
+                           mask=decay_mask)
+    else:
+        rule = optax.contrib.muon(
+            rate, beta=0.95, eps=config.eps, adam_b1=config.b1, adam_b2=config.b2, consistent_rms=_RMS,
+            weight_decay=config.weight_decay, adam_weight_decay=config.weight_decay, weight_decay_mask=decay_mask,
+            muon_weight_dimension_numbers=hidden_matrices)
+    return optax.chain(optax.clip_by_global_norm(config.clip_norm), rule)
+
+
+def hidden_matrices(params):
+    """Which axes of a weight are its matrix's rows and columns, for Muon; None: no matrix of a hidden layer.
+
+    Layers are stacked [L, in, out...], so axis 0 numbers matrices; only attention's `out` is [L, in, in, out].
+    """
+    def axes(path, weight):
+        names = [key.key for key in path]
+        if 'layers' not in names or names[-1] in _NOT_DECAYED:
+            return None
+        first_out = 3 if names[-2] == 'out' else 2
+        return optax.contrib.MuonDimensionNumbers(tuple(range(1, first_out)), tuple(range(first_out, weight.ndim)))
+    return jax.tree_util.tree_map_with_path(axes, params)
 
 
 def by_top_key(transforms: dict[str, optax.GradientTransformation]) -> optax.GradientTransformation:

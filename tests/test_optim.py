@@ -2,6 +2,7 @@
 
 import dataclasses
 
+from flax import linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,6 +13,7 @@ from llm import optim
 from llm.config import OptimConfig, UserError
 from llm.model.attention import MaskSpec
 from llm.model.transformer import Transformer
+from llm.run import initializer
 from llm.sharding import AxisRules, make_mesh
 from llm.train_state import abstract_params
 from tests import tiny
@@ -127,3 +129,28 @@ def test_each_part_has_its_own_rate_freeze_and_clipping():
     alone = optim.make_optimizer(changed(learning_rate=0.2))
     expected, _ = alone.update({'w': jnp.ones(2)}, alone.init(params['value']), params['value'])
     np.testing.assert_allclose(moved[0][1], jnp.abs(expected['w']).max(), rtol=1e-6)
+
+
+@pytest.mark.parametrize('changes', (GPT2, {}), ids=('gpt2', 'llama'))
+def test_muon_makes_hidden_matrices_orthogonal_and_leaves_the_rest_to_adam(changes):
+    config = changed(name='muon', weight_decay=0.0, clip_norm=1e9, warmup_steps=0)
+    params = nn.unbox(initializer(Transformer(tiny.model(**changes), tiny.execution()))(jax.random.key(0)))
+    grads = jax.tree.map(lambda leaf: jax.random.normal(jax.random.key(leaf.size), leaf.shape), params)
+
+    def first_update(tx):
+        return jax.tree_util.tree_leaves_with_path(tx.update(grads, tx.init(params), params)[0])
+    orthogonal = 0
+    rest = optax.nadamw(0.1, b1=config.b1, b2=config.b2, eps=config.eps, weight_decay=0.0)
+    for (path, muon), (_, adamw) in zip(first_update(optim.make_optimizer(config)), first_update(rest)):
+        name = jax.tree_util.keystr(path, simple=True, separator='/')
+        if not name.startswith('layers/') or not name.endswith('/w'):
+            np.testing.assert_allclose(muon, adamw, rtol=1e-4, err_msg=name)
+            continue
+        orthogonal += 1
+        rows = tiny.MODEL.model_dim if name != 'layers/mlp/down/w' else tiny.MODEL.mlp_dim
+        for matrix in np.asarray(muon).reshape(muon.shape[0], rows, -1):
+            singular = np.linalg.svd(matrix, compute_uv=False)
+            # Five Newton-Schulz steps leave singular values in about [.7, 1.2] (of one scale), and smallest ones lower.
+            assert singular.max() / np.median(singular) < 1.7
+            assert np.sqrt(np.mean(np.square(matrix))) == pytest.approx(0.1 * 0.2, rel=0.3)
+    assert orthogonal == len(params['layers']['attention']) + len(params['layers']['mlp'])
