@@ -20,6 +20,7 @@ from llm import evaluate
 from llm.config import PPOConfig, UserError
 from llm.data import sources
 from llm.data.tokenizer import Tokenizer
+from llm.figures import records
 from llm.rollout.trajectories import Trajectories
 from llm.run import Run
 from llm.yardsticks import distinct_n, GoldScorer, lexicon
@@ -78,20 +79,17 @@ def read(tokenizer: Tokenizer, trajectories: Trajectories) -> Answers:
 
 def rated(run: Run, split: str) -> tuple[list[str], np.ndarray]:
     """All texts and scores of a split of `gold_data`."""
-    data, texts, scores = run.config.gold_data, [], []
+    data, found = run.config.gold_data, []
     for name, source in data.sources.items():
         sources.materialize(source, data.data_dir, run.progress)
-        bad = sources.BadRows(data.max_bad_percent)
-        for record in sources.records(source, split, data.data_dir, bad):
-            if set(record) != {'text', 'score'}:
-                raise UserError(f'gold_data.sources.{name} has {", ".join(sorted(record))}, but a gold scorer is '
-                                f'fitted on text and score; use another source, or set its fields')
-            texts.append(record['text'])
-            scores.append(record['score'])
-        bad.check()
-    if not texts:
-        raise UserError(f'gold_data.sources has nothing for {split}; give it at least one record')
-    return texts, np.asarray(scores, np.float64)
+        found += records(run, data, name, split)
+    for record in found:
+        if set(record) != {'text', 'score'}:
+            raise UserError(f'gold_data has records of {", ".join(sorted(record))}, but a gold scorer is fitted on '
+                            f'text and score; use another source, or set its fields')
+    if not found:
+        raise UserError(f'gold_data has nothing for {split}; give it at least one record')
+    return [record['text'] for record in found], np.array([record['score'] for record in found])
 
 
 def gold_scorer(run: Run) -> GoldScorer | None:
@@ -103,13 +101,6 @@ def gold_scorer(run: Run) -> GoldScorer | None:
         return GoldScorer(texts, scores)
     except ValueError as error:
         raise UserError(f'no gold scorer can be fitted on gold_data ({error}); give it more texts') from None
-
-
-def test_split(run: Run) -> str:
-    """The split that figures are measured on: 'test', unless a source of prompts has none."""
-    data = run.config.data
-    splits = {sources.test_split(source, data.data_dir) for source in data.sources.values()}
-    return 'validation' if 'validation' in splits else 'test'
 
 
 def summary(sft: Answers, gold: GoldScorer | None) -> dict[str, Any]:
@@ -131,7 +122,8 @@ def numbers(said: Answers, sft: dict[str, Any], gold: GoldScorer | None) -> dict
     tokens = min(sum(map(len, answers)) for answers in (said.tokens, sft['tokens']))
     distinct, before = (distinct_n(answers, 2, tokens) for answers in (said.tokens, sft['tokens']))
     values = {'reward': said.reward_B.mean(), 'kl': said.kl_B.mean(), 'length': said.length_B.mean(),
-              'ended': said.ended_B.mean(), 'distinct_2': distinct, 'distinct_share': distinct / before if before else 0.0}
+              'ended': said.ended_B.mean(), 'distinct_2': distinct,
+              'distinct_share': distinct / before if before else 0.0}
     if gold is not None:
         values['gold'] = gold.score(said.messages).mean()
         values['gold_deviations'] = (values['gold'] - sft['gold']) / (sft['gold_deviation'] or 1.0)
@@ -193,7 +185,7 @@ def best_of(tries: list[Answers]) -> Answers:
 def comparison(run: Run, tries: list[Answers], ppo: Answers) -> dict[str, Any]:
     """What a finished policy is worth beside the SFT policy (the first of `tries`) and the best of its tries.
 
-    Returns: `policies`, by name: means over prompts of reward, vader (compound), ended, length in tokens and kl in nats;
+    Returns: `policies`, by name: means over prompts of reward, vader (compound), ended, length (tokens), kl (nats);
       distinct_2, all at as many tokens; with `gold_data` gold, gold_deviations (see `numbers`) and their standard error
       over prompts, each answer beside the SFT policy's to the same prompt. For the best of N tries `kl_bound` instead
       of kl: log N - (N - 1) / N, which its divergence is at most (arXiv:2009.01325, app. G.3; arXiv:2401.01879).

@@ -1,9 +1,8 @@
 """Proximal policy optimisation: SFT model and scorer -> aligned policy. Learns from its own answers, scored.
 
 In: prompts; the SFT model (policy at the start, and frozen reference); the scorer (frozen, and value at the start).
-Out: checkpoints with parameters {'policy', 'value'}; the best of the steps that keep near SFT; answers to held-out
-prompts. Left out: the maths (`objectives.ppo`), sampling (`rollout`), the environment (`envs.preference`), what is
-made of held-out answers, gold scores among it (`judges`).
+Out: checkpoints with parameters {'policy', 'value'}; the best of the steps near SFT; answers to held-out prompts.
+Left out: the maths (`objectives.ppo`), sampling (`rollout`), what answers are worth (`envs.preference`, `judges`).
 
 A step here is an iteration: rollout, score, then epochs of minibatches. Nothing is saved within one, so that
 trajectories need no saving. Models are read at the sampling temperature throughout.
@@ -24,6 +23,7 @@ from llm.config import PPOConfig
 from llm.data.order import Mixture
 from llm.data.prepare import prepare_chats, prepare_prompts
 from llm.envs.preference import Env, make_env, whole_rows
+from llm.figures import test_splits
 from llm.journal import averaged, Journal
 from llm.loop import every, fit
 from llm.model.transformer import Transformer
@@ -51,10 +51,10 @@ class Models(NamedTuple):
 
 
 def models_of(run: Run) -> Models:
-    scorer = Transformer(run.parents['reward_from'].model_config, run.config.exec, head='scalar')
-    fresh = Transformer(run.model_config, run.config.exec, head='scalar')
-    return Models(Transformer(run.model_config, run.config.exec), scorer,
-                  scorer if run.config.value_from == 'reward' else fresh)
+    policy, scorer = run.model_config, run.parents['reward_from'].model_config
+    value = scorer if run.config.value_from == 'reward' else policy
+    return Models(Transformer(policy, run.config.exec),
+                  *(Transformer(shape, run.config.exec, head='scalar') for shape in (scorer, value)))
 
 
 def initial(run: Run) -> Callable[[jax.Array], dict[str, Any]]:
@@ -69,12 +69,6 @@ def load_frozen(run: Run) -> dict[str, Any]:
     return {'reference': run.load('init_from', models.policy), 'scorer': run.load('reward_from', models.scorer)}
 
 
-def load_value(run: Run, frozen: dict[str, Any]) -> Any:
-    """What the value model starts as: the scorer, or the SFT model's trunk, whose head will be drawn."""
-    from_sft = run.config.value_from == 'sft'
-    return run.load('init_from', models_of(run).value, trunk_only=True) if from_sft else frozen['scorer']
-
-
 def run(run: Run) -> Result:
     config = run.config
     prompts = run.corpora(prepare_prompts, 'train', seq_len=config.max_prompt_tokens)
@@ -83,7 +77,8 @@ def run(run: Run) -> Result:
     objective = functools.partial(clipped_loss, run, models)
     tx = optimizer(config)
     frozen = load_frozen(run)
-    state = run.train_state(initial(run), tx, {'policy': frozen['reference'], 'value': load_value(run, frozen)})
+    value = frozen['scorer'] if config.value_from == 'reward' else run.load('init_from', models.value, trunk_only=True)
+    state = run.train_state(initial(run), tx, {'policy': frozen['reference'], 'value': value})
     train_step = make_train_step(objective, tx, shardings=shardings(state),
                                  micro_batches=config.exec.micro_batches, ema_decay=config.optim.ema_decay)
     rollout = make_rollout(run, models, env)
@@ -143,8 +138,7 @@ def make_iteration(run: Run, rollout: Callable, frozen: Any, train_step: Callabl
             state, metrics = train_step(state, None, take(batch, rows_B))
             updates.append(metrics)
         metrics = {name: float(np.mean([update[name] for update in updates])) for name in metrics}
-        metrics |= {name: float(total / count) for name, (total, count) in seen.items()}
-        metrics['kl_coef'] = host['kl_coef']
+        metrics |= {name: float(mean) for name, mean in seen.items()} | {'kl_coef': host['kl_coef']}
         host['kl_coef'] = ppo.adaptive_kl(host['kl_coef'], metrics['kl'], target=config.kl_target,
                                           horizon=config.kl_horizon, batch=config.rollout_batch)
         return state, metrics
@@ -153,11 +147,10 @@ def make_iteration(run: Run, rollout: Callable, frozen: Any, train_step: Callabl
 
 def with_chats(run: Run, prompts: Callable) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
     """Rows of the two streams at the same positions: prompts, and chats if there is a supervised term (PPO-ptx)."""
-    data = run.config.ptx_data
-    if not run.config.ptx_coef:
+    config, weights = run.config, {name: source.weight for name, source in run.config.ptx_data.sources.items()}
+    if not config.ptx_coef:
         return prompts
-    chats = Mixture(run.corpora(prepare_chats, 'train', data, seq_len=run.config.seq_len),
-                    {name: source.weight for name, source in data.sources.items()}, run.config.seed)
+    chats = Mixture(run.corpora(prepare_chats, 'train', config.ptx_data, seq_len=config.seq_len), weights, config.seed)
     return lambda indices: prompts(indices) | {_CHATS + name: field for name, field in chats.rows(indices).items()}
 
 
@@ -177,15 +170,14 @@ def environment(run: Run, models: Models, prompts: Callable[[np.ndarray], dict[s
 def make_rollout(run: Run, models: Models, env: Env) -> Callable:
     """Returns rollout(params, frozen, prompts, key, version=0) -> (Trajectories, seen), compiled as one program.
 
-    The policy answers, the environment judges, the reference and the value read what was said. `seen` are sums and
-    counts over answers; empty prompts (length 0, which fill up a held-out batch) count nowhere.
+    The policy answers, the environment judges, the reference and the value read what was said. `seen` are means over
+    answers. A prompt of length 0 fills up a batch, and what comes of it means nothing.
     """
     config, special = run.config, run.tokenizer.special_ids
     generate = make_generate(models.policy, max_new_tokens=config.max_new_tokens, temperature=config.temperature,
                              eos_id=special['eos'], pad_id=special['pad'])
 
     def rollout(params, frozen, prompts, key, version=0):
-        counts_B = (prompts['length_B'] > 0).astype(jnp.float32)
         made = generate(params['policy'], prompts['tokens_BT'], jnp.maximum(prompts['length_B'], 1),
                         prompts['index_B'], key)
         judged = env.step(frozen['scorer'], made.tokens_BT, made.length_B)
@@ -200,15 +192,14 @@ def make_rollout(run: Run, models: Models, env: Env) -> Callable:
             turn_BT=jnp.zeros_like(made.tokens_BT), group_B=prompts['index_B'],
             weights_version_B=jnp.full_like(prompts['index_B'], version))
         kl_B = jnp.sum(trajectories.logp_old_BT - trajectories.logp_ref_BT, axis=1)
-        length_B, ended_B = jnp.sum(mask_BT, axis=1), judged.ended_B.astype(jnp.float32)
-        seen = {'reward': judged.reward_B, 'score': judged.score_B, 'kl': kl_B, 'length': length_B, 'ended': ended_B}
-        return trajectories, {name: weighted(value_B, counts_B) for name, value_B in seen.items()}
+        seen = {'reward': judged.reward_B, 'score': judged.score_B, 'kl': kl_B, 'length': jnp.sum(mask_BT, axis=1),
+                'ended': judged.ended_B.astype(jnp.float32)}
+        return trajectories, jax.tree.map(jnp.mean, seen)
     return jax.jit(rollout)
 
 
 def make_batch(config: PPOConfig, trajectories: Trajectories, kl_coef: jax.Array) -> dict[str, jax.Array]:
-    """Trajectories with the KL penalty, advantages (whitened over all of them, if asked) and returns: what epochs
-    train on."""
+    """Trajectories with advantages, after the KL penalty and maybe whitened over all of them, and with returns."""
     mask_BT = trajectories.mask_BT
     penalty_BT = ppo.kl_rewards(trajectories.logp_old_BT, trajectories.logp_ref_BT, jnp.zeros_like(mask_BT[:, 0]),
                                 mask_BT, kl_coef=kl_coef)
@@ -228,11 +219,11 @@ def clipped_loss(run: Run, models: Models, params: Any, frozen: None, batch: dic
                              clip_epsilon=config.clip_epsilon)
     value = ppo.value_loss(value_BT, batch['value_BT'], batch['return_BT'], mask_BT,
                            clip_epsilon=config.value_clip_epsilon, coef=config.value_coef)
-    losses = policy, value, Loss({}, {'entropy': weighted(new.entropy_BT, mask_BT)})
+    losses = [policy, value, Loss({}, {'entropy': weighted(new.entropy_BT, mask_BT)})]
     if config.ptx_coef:
         chats = {name.removeprefix(_CHATS): field for name, field in batch.items() if name.startswith(_CHATS)}
-        chat_loss = pretrain.language_loss(models.policy, params['policy'], None, chats, None, z_loss=0.0)
-        losses = *losses, ppo.supervised(chat_loss, coef=config.ptx_coef)
+        chats_loss = pretrain.language_loss(models.policy, params['policy'], None, chats, None, z_loss=0.0)
+        losses.append(ppo.supervised(chats_loss, coef=config.ptx_coef))
     return join(*losses)
 
 
@@ -262,8 +253,7 @@ def held_out_prompts(run: Run, split: str = 'validation') -> dict[str, Any]:
 
 def held_out_rollout(run: Run) -> Callable:
     """The training rollout's program, for a step that is evaluated alone."""
-    models = models_of(run)
-    rows = next(iter(held_out_prompts(run).values()))
+    models, rows = models_of(run), next(iter(held_out_prompts(run).values()))
     return make_rollout(run, models, environment(run, models, rows.rows))
 
 
@@ -297,11 +287,10 @@ def samples(run: Run, params: Any, frozen: Any = None, rollout: Callable | None 
 def figures(run: Run, params: Any, frozen: Any = None, rollout: Callable | None = None) -> dict[str, Any]:
     """`judges.comparison` on the test split: the SFT policy, this one, and the best of a few SFT answers."""
     frozen, rollout = frozen or load_frozen(run), rollout or held_out_rollout(run)
-    split = judges.test_split(run)
+    split = max(test_splits(run.config.data).values())  # validation, if a source has no test split
     said = functools.partial(judges.answers, run, rollout, frozen, corpora=held_out_prompts(run, split),
                              most=run.config.figures.rows)
-    tries = [said({**params, 'policy': frozen['reference']}, attempt=attempt)
-             for attempt in range(run.config.best_of)]
+    tries = [said({**params, 'policy': frozen['reference']}, attempt=n) for n in range(run.config.best_of)]
     return {'split': split, **judges.comparison(run, tries, said(params))}
 
 
