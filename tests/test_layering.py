@@ -34,14 +34,12 @@ FLOORS = {
     'llm/ngrams.py': {'numpy'},
     'llm/owner.py': {'psutil', 'llm.config'},
     'llm/phases.py': {'jax'},
-    'llm/plots.py': {'matplotlib'},
     'llm/provenance.py': set(),
-    'llm/report.py': {'jinja2', 'llm.config', 'llm.manifest', 'llm.report_parts', 'llm.plots'},
-    'llm/report_parts.py': {'llm.plots'},
+    'llm/report': {'jinja2', 'matplotlib', 'llm.config', 'llm.manifest'},
     'llm/yardsticks.py': {'numpy', 'scipy', 'sklearn', 'vaderSentiment'},
     # What puts the parts above together.
     **dict.fromkeys(('llm/evaluate.py', 'llm/figures.py', 'llm/journal.py', 'llm/judges.py', 'llm/main.py',
-                     'llm/pipeline.py', 'llm/resolve.py', 'llm/run.py', 'llm/stages'), EVERYTHING),
+                     'llm/pairs.py', 'llm/pipeline.py', 'llm/resolve.py', 'llm/run.py', 'llm/stages'), EVERYTHING),
 }
 # Import -> the only files that may have it, on whatever floor they are.
 KEEPERS = {

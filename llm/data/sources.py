@@ -6,6 +6,7 @@ Left out: tokens (`prepare.py`), the order of rows (`order.py`).
 
 from collections.abc import Callable, Iterator
 import contextlib
+import dataclasses
 import functools
 import glob
 import hashlib
@@ -18,8 +19,9 @@ from etils import epath
 import tensorflow_datasets as tfds
 
 from llm.config import SourceConfig, UserError, digest, nearest
+from llm.data.clean import clusters, fold
 from llm.data.datasets import BUILDERS
-from llm.data.records import FIELDS, BadRow, plain, record
+from llm.data.records import FIELDS, BadRow, plain, record, text_of
 from llm.data.splits import fraction
 
 Progress = Callable[[str, int, int], None]  # what, done, total (0: not known)
@@ -39,10 +41,14 @@ class BadRows:
     def start(self, where: str) -> None:
         """The next row stands at `where`."""
         self.seen += 1
+        self.at(where)
+
+    def at(self, where: str) -> None:
+        """The row looked at, one that was seen before, stands at `where`."""
         self._here = where
 
     def add(self, why: str) -> None:
-        """The row read last is bad."""
+        """The row looked at is bad."""
         self.named.append(f'{self._here}: {why}')
         if self.seen >= 1000:
             self.check()
@@ -77,15 +83,35 @@ def materialize(source: SourceConfig, data_dir: str, progress: Progress) -> None
     progress(f'build {source.tfds}', 1, 1)
 
 
-def records(source: SourceConfig, split: str, data_dir: str, bad: BadRows) -> Iterator[dict[str, Any]]:
+def records(source: SourceConfig, split: str, data_dir: str, bad: BadRows, *,
+            similarity: float = 0.0) -> Iterator[dict[str, Any]]:
     """The records of a split ('train', 'validation', 'test' or another that a TFDS set has).
 
-    Malformed rows go to `bad`.
+    Malformed rows go to `bad`. Where a source holds documents out by a hash, near-copies of this `similarity`
+    (`clean.clusters`) are held out together; 0 keeps only equal ones together.
     """
     for name in source.fields:
         if name not in FIELDS:
             raise UserError(f'data source fields.{name} is not a field of ours{nearest(name, FIELDS)}')
-    held_out = _holds_out(source) and not _is_one_text(source)
+    if not _holds_out(source) or _is_one_text(source):
+        for _, row in _good(source, split, data_dir, bad):
+            yield row
+    elif not similarity:
+        for _, row in _good(source, split, data_dir, bad):
+            if _in_holdout(json.dumps(row, sort_keys=True), source) == (split == 'validation'):
+                yield row
+    else:
+        found = list(_good(source, split, data_dir, bad))
+        texts = [text_of(row) for _, row in found]
+        first = clusters(texts, similarity, templates=all('text' in row for _, row in found))
+        for (where, row), index in zip(found, first):
+            if _in_holdout(fold(texts[index]), source) == (split == 'validation'):
+                bad.at(where)
+                yield row
+
+
+def _good(source: SourceConfig, split: str, data_dir: str, bad: BadRows) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(where it stands, the record) of every row that is not malformed."""
     for where, read in _rows(source, split, data_dir):
         bad.start(where)
         try:
@@ -97,8 +123,7 @@ def records(source: SourceConfig, split: str, data_dir: str, bad: BadRows) -> It
         except (ValueError, RecursionError):
             bad.add('not JSON')
         else:
-            if not held_out or _in_holdout(row, source) == (split == 'validation'):
-                yield row
+            yield where, row
 
 
 def size(source: SourceConfig, split: str, data_dir: str) -> int:
@@ -109,6 +134,16 @@ def size(source: SourceConfig, split: str, data_dir: str) -> int:
 def test_split(source: SourceConfig, data_dir: str) -> str:
     """The split that figures are measured on: 'test', or 'validation' where the source has no test split."""
     return 'test' if source.tfds and 'test' in _built(source, data_dir).info.splits else 'validation'
+
+
+def single_ratings(source: SourceConfig, split: str, data_dir: str, progress: Progress) -> dict[str, list[int]]:
+    """Every person's rating of each text of a split, where they are known one by one: of our film reviews."""
+    if (source.tfds or '').partition(':')[0] != 'reviews/rank':
+        return {}
+    rated = dataclasses.replace(source, tfds='reviews/ratings')
+    materialize(rated, data_dir, progress)
+    rows = map(plain, _each(_data_source(rated, split, data_dir)))
+    return {row['text']: row['ratings'] for row in rows if row['domain'] == 'film'}
 
 
 def content_sha256(source: SourceConfig, split: str, data_dir: str) -> str:
@@ -194,8 +229,8 @@ def _is_one_text(source: SourceConfig) -> bool:
     return bool(source.text) and _holds_out(source) and len(_files(source, 'train')) == 1
 
 
-def _in_holdout(row: dict[str, Any], source: SourceConfig) -> bool:
-    return fraction(json.dumps(row, sort_keys=True)) < source.holdout_percent / 100
+def _in_holdout(text: str, source: SourceConfig) -> bool:
+    return fraction(text) < source.holdout_percent / 100
 
 
 def _files(source: SourceConfig, split: str) -> list[epath.Path]:

@@ -15,10 +15,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from llm import evaluate
+from llm import pairs
 from llm.config import UserError
 from llm.data.order import Mixture
 from llm.data.prepare import prepare_prompts, prepare_ranked
 from llm.envs.preference import final_scores
+from llm.figures import over_rows
 from llm.journal import averaged, Journal
 from llm.loop import every, fit
 from llm.model.transformer import train_flops_per_token, Transformer
@@ -65,7 +67,9 @@ def run(run: Run) -> Result:
                 journal.evaluate(step, held_out, averaged(state))
             if every(config.save_every_steps, step) or last or journal.best_step == step:
                 journal.save(step, state)
-        journal.samples(functools.partial(samples, run, journal.chosen(state), answers))
+        chosen = journal.chosen(state)
+        journal.samples(functools.partial(samples, run, chosen, answers))
+        journal.figures(functools.partial(figures, run, chosen))
         return journal.result()
 
 
@@ -141,3 +145,13 @@ def samples(run: Run, params: Any, answers: Generation | None = None) -> list[di
     score_B = (score_B - score_B.mean()) / score_B.std()
     said = evaluate.texts(run, jax.device_get(answers))
     return [{'score': round(float(score_B[row]), 3), 'answer': said[row]} for row in np.argsort(-score_B)]
+
+
+def figures(run: Run, params: Any) -> dict[str, Any]:
+    """Share of the test split's pairs that the scorer orders as people do, beside yardsticks; its calibration."""
+    model = Transformer(run.model_config, run.config.exec, head='scalar')
+
+    def one_each(params: Any, batch: dict[str, jax.Array]) -> jax.Array:
+        groups = {'tokens_BRT': batch['tokens_BT'][:, None], 'length_BR': batch['length_B'][:, None]}
+        return group_scores(model, params, groups, None)[:, 0]
+    return pairs.measure(run, functools.partial(over_rows(run, one_each), params), GAPS)
