@@ -48,7 +48,7 @@ setup(
     description='Four-stage training of large models in JAX: pretrain, sft, reward, ppo',
     python_requires='>=3.11',  # jax 0.10 needs it
     packages=find_namespace_packages(include=['llm', 'llm.*', 'configs']),
-    package_data={'llm': ['report.html.jinja']},
+    package_data={'llm.report': ['page.html.jinja']},
     install_requires=REQUIRED,
     extras_require=EXTRAS,
 )

@@ -195,6 +195,12 @@ def ppo() -> ConfigDict:
     return config
 
 
+def defaults() -> dict[str, dict]:
+    """Every key at its default, by stage; under 'source', those of a source of data."""
+    configs = {'pretrain': pretrain(ConfigDict()), 'sft': sft(), 'reward': reward(), 'ppo': ppo(), 'source': source()}
+    return {name: config.to_dict() for name, config in configs.items()}
+
+
 def check_variant(variant: str, known: tuple[str, ...]) -> None:
     if variant not in known:
         raise ValueError(f'variant {variant!r} is not known; use one of {", ".join(filter(None, known))}, or none')

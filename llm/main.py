@@ -1,7 +1,7 @@
 """The one driver: python -m llm.main --config=FILE[:VARIANT] --workdir=DIR [--config.KEY=VALUE ...]
 
 In: a config of one stage, or of a pipeline of stages; a folder, which may hold earlier runs.
-Out: finished stages in the folder, one table on the screen. Exit code 0, or 2 with one line for a user's mistake.
+Out: finished stages in the folder and a page about them, one table on the screen. Exit code 0, or 2 with one line for a user's mistake.
 Left out: everything else; the pipeline decides what runs.
 """
 
@@ -14,7 +14,9 @@ from absl import flags
 import jax
 from ml_collections import config_flags, ConfigDict
 
+from configs import base
 from llm import metrics
+from llm import report
 from llm.config import UserError
 from llm.pipeline import run_pipeline
 
@@ -38,11 +40,14 @@ def guarded(work: Callable[[], None]) -> int:
 
 
 def main(argv: list[str]) -> None:
-    results = run_pipeline(parse(argv), WORKDIR.value, rerun=RERUN.value, say=metrics.say, progress=metrics.progress)
+    done = run_pipeline(parse(argv), WORKDIR.value, rerun=RERUN.value, say=metrics.say, progress=metrics.progress)
     metrics.table('every stage beside its parent, on its own held-out number', [
         {'stage': name, 'held-out number': result.metric, 'parent': result.before, 'now': result.after,
          'step': result.step, 'ended by': result.why, 'seconds': round(result.seconds)}
-        for name, result in results.items()])
+        for name, (_, result) in done.items()])
+    if jax.process_index() == 0:
+        folders = {name: folder for name, (folder, _) in done.items()}
+        metrics.say(f'report  {report.write(WORKDIR.value, folders, base.defaults())}')
 
 
 def parse(argv: list[str]) -> ConfigDict:

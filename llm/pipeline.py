@@ -37,8 +37,8 @@ STAGES = {'pretrain': pretrain, 'sft': sft, 'reward': reward, 'ppo': ppo}
 
 
 def run_pipeline(config, workdir: str, *, rerun: str | None, say: Callable[[str], None],
-                 progress: Callable[[str, int, int], None]) -> dict[str, Result]:
-    """Brings every stage of a config to its end, parents first, and returns the results by stage name.
+                 progress: Callable[[str, int, int], None]) -> dict[str, tuple[epath.Path, Result]]:
+    """Brings every stage of a config to its end, parents first; returns folders and results by stage name.
 
     Raises UserError for whatever a user can mend; what was finished before stays finished.
     """
@@ -63,7 +63,7 @@ def run_pipeline(config, workdir: str, *, rerun: str | None, say: Callable[[str]
         if remade or name == rerun:
             set_aside(run)
         done[name] = run.folder, finished(run) or execute(run)
-    return {name: result for name, (_, result) in done.items()}
+    return done
 
 
 def parse(config) -> dict[str, StageConfig]:

@@ -23,7 +23,7 @@ SAMPLES = {
     'reward': [{'score': 2.4 - n / 2, 'answer': f'a film of worth {9 - n}'} for n in range(9)],
     'ppo': [{'prompt': 'Write a film review.', 'sft': 'dull', 'sft_reward': -.5, 'ppo': '', 'ppo_reward': 1.5}]}
 FIGURES: dict[str, dict[str, Any]] = {
-    'pretrain': {'split': 'test', 'step': 500, 'bits_per_byte': {
+    'pretrain': {'split': 'test', 'step': 500, 'context': 'of each token: its window of 128, up to it', 'bits_per_byte': {
         name: {'bytes': size, 'model': model, 'gzip': gzip, 'kn_byte_trigram': three, 'kn_token_trigram': None if name == 'reviews' else 1.83}
         for name, size, model, gzip, three in (
             ('bible/Acts', 120_344, 1.71, 2.66, 2.7), ('bible/Job', 120_344, 1.83, 2.9, 2.76),
@@ -37,11 +37,11 @@ FIGURES: dict[str, dict[str, Any]] = {
         for gap, pairs, model, ridge, lexicon, raters in (('0.5', 702_031, .741, .79, .65, .8), ('1', 471_002, .806, .847, .677, .86),
                                                           ('2', 181_006, .86, .894, .693, .94))},
         'calibration': {'ece': .061, 'ece_after': .012, 'temperature': 1.38, 'bins': [
-            {'low': .5 + n / 20, 'high': .55 + n / 20, 'count': 0 if n == 9 else 100, 'confidence': .525 + n / 20, 'accuracy': .52 + n / 25,
+            {'low': .5 + n / 20, 'high': .55 + n / 20, 'count': 0 if n == 9 else 100, 'count_after': 90, 'confidence': .525 + n / 20, 'accuracy': .52 + n / 25,
              'confidence_after': .515 + n / 21, 'accuracy_after': .52 + n / 21} for n in range(10)]}},
-    'ppo': {'split': 'test', 'step': 32, 'policies': {
+    'ppo': {'split': 'test', 'step': 32, 'prompts': 256, 'gold_scorer': {'rows': 2600, 'pairs': 9000, 'accuracy_gap_1': .81}, 'policies': {
         'sft': {'gold': .31, 'gold_deviations': 0.0, 'vader': .2, 'reward': 0.0, 'kl': 0.0, 'distinct_2': .81, 'ended': .97, 'length': 21.2},
-        'ppo': {'gold': .58, 'gold_deviations': .61, 'vader': .44, 'reward': 1.4, 'kl': 7.9, 'distinct_2': .7, 'ended': .98, 'length': 24.5},
+        'ppo': {'gold': .58, 'gold_deviations': .61, 'gold_standard_error': .045, 'vader': .44, 'reward': 1.4, 'kl': 7.9, 'distinct_2': .7, 'ended': .98, 'length': 24.5},
         'best_of_4': {'gold': .47, 'gold_deviations': .36, 'vader': .39, 'reward': .98, 'kl': None, 'kl_bound': .64, 'distinct_2': .8,
                       'ended': .98, 'length': 22.0}},
         'samples': [{'prompt': 'Write a film review that begins with "the plot".', 'sft': 'the plot is thin and the acting is worse',
@@ -97,7 +97,7 @@ def manifest(name: str, folders: dict[str, pathlib.Path]) -> Manifest:
         stage=name, identity=f'{name:b<64}', model={'num_layers': 4, 'model_dim': 192, 'vocab_size': 4096},
         tokenizer={'sha256': 'c' * 64}, heads=['token'], reward=None, objective='', data={}, seed=0, mesh={'data': 1},
         packages={'jax': '0.10.2', 'flax': '0.12.8'}, git_commit='d' * 40, parents=parents, step=chosen(name),
-        leaves={'params': {"['embed']['w']": {'shape': [4096, 192]}, "['trunk']['w']": {'shape': [4, 192, 2048]}}},
+        leaves={'params': {'embed/tokens': {'shape': [4096, 192]}, 'layers/mlp/up/w': {'shape': [4, 192, 2048]}}},
         time='2026-01-01T00:00:00+00:00')
 
 
@@ -116,5 +116,5 @@ def rows(name: str) -> list[dict[str, Any]]:
             made.append({'step': step, 'kind': 'evaluate', 'next_token': loss + .05, 'k_wise': 'nan' if step == 0 else loss / 6, **held,
                          'accuracy_gap_1': .5 + .3 * along, 'accuracy_gap_2': .5 + .36 * along, 'reward': 1.9 * along,
                          'gold_deviations': 2.4 * along * (1.15 - along), 'kl': 14 * along ** 1.5, 'length': 21 + 4 * along,
-                         'ended': .96 + .02 * along, 'distinct_2': .81 - .15 * along})
+                         'ended': .96 + .02 * along, 'distinct_share': 1 - .15 * along})
     return made

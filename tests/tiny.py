@@ -84,4 +84,5 @@ def pipeline_config(folder: pathlib.Path, *, mesh: tuple[int, int, int] = (1, 1,
 def run(config: ConfigDict, workdir: pathlib.Path, *, rerun: str | None = None,
         say: Callable[[str], None] = lambda line: None) -> dict[str, Result]:
     """The real pipeline, silent."""
-    return run_pipeline(config, str(workdir), rerun=rerun, say=say, progress=lambda what, done, total: None)
+    done = run_pipeline(config, str(workdir), rerun=rerun, say=say, progress=lambda what, done, total: None)
+    return {name: result for name, (_, result) in done.items()}

@@ -1,7 +1,7 @@
 """Plots of a report, as SVG that lives in a page: its colours and fonts are the page's, by CSS variables.
 
 In: series of numbers by name. Out: one `<svg>` element each, as text, with no id, script or address in it.
-Left out: what is plotted and why (`report`); a number that is None or not finite is a gap.
+Left out: what is plotted and why (`sections`, `appendix`); a number that is None or not finite is a gap.
 
 A plot is 331 units wide, about as many pixels on a phone, so that its text stays readable there.
 """
@@ -18,7 +18,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-Series = Mapping[str, tuple[Sequence[float], Sequence[float]]]  # name -> xs, ys
+Lines = Mapping[str, tuple[Sequence[float | None], Sequence[float | None]]]  # name -> xs, ys
 
 # What Matplotlib draws with -> the CSS variable that it becomes.
 _INK, _SOFT, _GRID = '#010101', '#020202', '#030303'
@@ -33,21 +33,22 @@ _STYLE = {
     'axes.axisbelow': True, 'xtick.major.size': 0, 'ytick.major.size': 0, 'legend.frameon': False,
     'axes.prop_cycle': matplotlib.cycler(color=_COLOURS)}
 _WIDTH_INCHES = 4.6
+_LEGEND_CHARS = 66  # of a line of the legend; each name has a handle of 6 beside it
 
 
-def lines(series: Series, x: str, y: str, *, faint: Sequence[str] = (), mark: tuple[float, str] | None = None,
+def lines(series: Lines, x: str, y: str, *, faint: Sequence[str] = (), mark: tuple[float, str] | None = None,
           limit: tuple[float, str] | None = None, ticks: Sequence[float] | None = None) -> str:
     """Lines over a common axis.
 
     Args:
-      faint: names drawn thin and without points: many of them, or noisy.
+      faint: names drawn thin and without points: noisy ones.
       mark: where on the x axis something happened, and what.
       limit: likewise a border.
       ticks: of the x axis, where it has few values of its own.
     """
     def draw(axes: Axes) -> None:
         for (name, (xs, ys)), marker in zip(series.items(), itertools.cycle(_MARKERS)):
-            look = {'linewidth': .9, 'alpha': .6} if name in faint else {
+            look = {'linewidth': .9, 'color': _SOFT, 'alpha': .7, 'zorder': 1} if name in faint else {
                 'linewidth': 1.6, 'marker': marker, 'markersize': 3.6}
             axes.plot(_gaps(xs), _gaps(ys), label=name, **look)
         for place, style in ((mark, ':'), (limit, '--')):
@@ -75,11 +76,11 @@ def dots(rows: Mapping[str, Mapping[str, float]], x: str) -> str:
     return _svg(draw, 1.1 + .26 * len(rows))
 
 
-def reliability(confidence: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -> str:
+def reliability(series: Lines) -> str:
     """How often what was said with some confidence was right; the diagonal is a scorer that knows itself."""
     def draw(axes: Axes) -> None:
         axes.plot([.5, 1], [.5, 1], color=_SOFT, linewidth=1, linestyle='--')
-        for (name, (xs, ys)), marker in zip(confidence.items(), itertools.cycle(_MARKERS)):
+        for (name, (xs, ys)), marker in zip(series.items(), itertools.cycle(_MARKERS)):
             axes.plot(_gaps(xs), _gaps(ys), linewidth=1.4, marker=marker, markersize=4, label=name)
         axes.set_xlim(.49, 1.01)
         _labels(axes, 'confidence in the chosen answer', 'share that was right')
@@ -109,8 +110,9 @@ def _labels(axes: Axes, x: str, y: str) -> None:
         axes.xaxis.set_major_locator(MaxNLocator(6))
     names = axes.get_legend_handles_labels()[1]
     if names:
-        axes.figure.legend(loc='outside upper left', ncols=3 if max(map(len, names)) < 16 else 2,
-                           handlelength=1.6, columnspacing=1.2, borderpad=0)
+        fitting = _LEGEND_CHARS // (max(map(len, names)) + 6)
+        axes.figure.legend(loc='outside upper left', ncols=max(1, min(fitting, len(names))), handlelength=1.6,
+                           columnspacing=1.2, borderpad=0)
 
 
 def _gaps(values: Sequence[float | None]) -> list[float]:
