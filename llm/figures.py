@@ -33,7 +33,8 @@ _BYTES_PER_TOKEN = 4  # about; turns `figures.rows` into bytes of text
 def records(run: Run, data: DataConfig, name: str, split: str) -> list[dict[str, Any]]:
     """All records of a source's split, as they are, before any cleaning."""
     bad = sources.BadRows(data.max_bad_percent)
-    found = list(sources.records(data.sources[name], split, data.data_dir, bad))
+    found = list(sources.records(data.sources[name], split, data.data_dir, bad,
+                                 similarity=data.clean.duplicate_similarity))
     bad.check()
     return found
 

@@ -14,6 +14,7 @@ from etils import epath
 
 from llm import config as config_lib
 from llm.config import DataConfig, StageConfig, UserError
+from llm.data import corpus
 from llm.data import sources
 from llm.data import tokenizer as tokenizer_lib
 from llm.data.sources import BadRows
@@ -31,6 +32,8 @@ PARENTS = {
     'reward': {'init_from': (('sft',), 'token')},
     'ppo': {'init_from': (('sft',), 'token'), 'reward_from': (('reward',), 'scalar')},
 }
+# Config keys that hold a DataConfig. `choices` is only measured on, so its content is no part of a run's identity.
+_DATA_KEYS = ('data', 'prompt_data', 'ptx_data', 'gold_data', 'choices')
 
 
 def check(name: str, config: StageConfig) -> None:
@@ -121,17 +124,19 @@ def chosen_step(folder: epath.Path, where: str) -> int:
 
 
 def content(name: str, config: StageConfig, progress: Callable[[str, int, int], None]) -> dict[str, dict[str, str]]:
-    """SHA-256 of a stage's data, by source and split, brought here first where it has to be."""
+    """SHA-256 of the data that a stage learns from, by source and split; all of its data is brought here first."""
     hashes: dict[str, dict[str, str]] = {}
+    needed = {'data', 'prompt_data'} if config.stage == 'reward' else {'data'}
     with _of_stage(name):
-        for key in ('data', 'prompt_data') if config.stage == 'reward' else ('data',):
+        for key in (key for key in _DATA_KEYS if hasattr(config, key)):
             data = getattr(config, key)
-            if not data.sources:
+            if not data.sources and key in needed:
                 raise UserError(f'{key}.sources is empty; name at least one source in the config')
             for source_name, source in data.sources.items():
                 sources.materialize(source, data.data_dir, progress)
-                hashes[f'{key}.{source_name}'] = {split: sources.content_sha256(source, split, data.data_dir)
-                                                  for split in ('train', 'validation')}
+                if key != 'choices':
+                    hashes[f'{key}.{source_name}'] = {split: sources.content_sha256(source, split, data.data_dir)
+                                                      for split in ('train', 'validation')}
     return hashes
 
 
@@ -166,9 +171,9 @@ def provide_tokenizer(run: Run) -> None:
 
 
 def first_bytes(name: str, data: DataConfig, limit: int) -> Iterator[str]:
-    """Training texts of one source, up to its share of what the tokenizer is trained on."""
+    """Training texts of one source, cleaned, up to its share of what the tokenizer is trained on."""
     bad = BadRows(data.max_bad_percent)
-    for record in sources.records(data.sources[name], 'train', data.data_dir, bad):
+    for record in corpus.read(data.sources[name], 'train', data, bad, kind='text')[0]:
         if 'text' not in record:
             raise UserError(f'data.sources.{name} has records of {", ".join(sorted(record))}, but a tokenizer is '
                             f'trained on text; use another source, or set its fields')

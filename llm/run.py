@@ -10,6 +10,7 @@ A run's folder:
     tokenizer.model   a copy of its own
     checkpoints/      N/ and N.manifest.json
     metrics.jsonl     a row for each logged step; tensorboard/ has the same
+    data.json         by source and split: what cleaning left out, what is left
     samples.jsonl     what the finished stage says
     figures.json      what it was measured by, beside yardsticks
     result.json       written last: its presence means finished
@@ -131,7 +132,19 @@ class Run:
                                   progress=self.progress, **how) for name, source in data.sources.items()}
         for part in rows.values():
             self.say(f'{self.name}  {part.note}')
+        if jax.process_index() == 0:
+            self._keep_account(split, rows)
         return rows
+
+    def _keep_account(self, split: str, rows: dict[str, Any]) -> None:
+        """Adds to `data.json` what a person may read of these rows."""
+        path = self.folder / 'data.json'
+        before = json.loads(path.read_text()) if path.exists() else {}
+        now = {name: {**before.get(name, {}), split: {
+            **part.cleaning, **{key: part.meta[key] for key in ('records', 'rows', 'tokens')}}}
+            for name, part in rows.items()}
+        if before != before | now:
+            write_json(path, before | now)
 
     def batches(self, rows: Callable[[np.ndarray], dict[str, np.ndarray]], step: int, batch_size: int,
                 key: str = 'batch_size') -> Iterator[dict[str, jax.Array]]:

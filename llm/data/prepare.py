@@ -1,8 +1,8 @@
-"""Once per corpus: tokenise and pack; afterwards rows are read from memory-mapped arrays.
+"""Once per corpus: clean, tokenise and pack; afterwards rows are read from memory-mapped arrays.
 
 In: a source's records and a tokenizer. Out: a folder `<cache_dir>/<source>-<split>-<hash8>` as `rows.py`
 reads it, made under another name and renamed when complete, so that two processes may prepare one corpus.
-Left out: cleaning, order, batches.
+Left out: what is cleaned away and why (`corpus.py`), order, batches.
 """
 
 from collections.abc import Callable, Iterator
@@ -16,11 +16,11 @@ import tempfile
 import numpy as np
 
 from llm.config import DataConfig, SourceConfig, UserError, digest
-from llm.data import sources
+from llm.data import corpus, sources
 from llm.data.rows import PackedRows, PromptRows, RankedRows
 from llm.data.tokenizer import Tokenizer
 
-_FORMAT = 1  # of the folder; part of its hash
+_FORMAT = 2  # of the folder; part of its hash
 _BLOCK = 1024  # chats that are packed together
 _REPORT_EVERY = 500  # records
 
@@ -42,9 +42,23 @@ class _Job:
     answers: int = 0
 
     def key(self) -> str:
-        content = sources.content_sha256(self.source, self.split, self.data.data_dir)
+        content = [sources.content_sha256(source, split, self.data.data_dir)
+                   for source, split in [(self.source, self.split), *self.kept_apart()]]
         return digest([_FORMAT, self.kind, self.split, self.tokenizer.sha256, self.seq_len, self.answers,
-                       content, self.data.max_bad_percent])
+                       content, self.data.max_bad_percent, dataclasses.asdict(self.data.clean)])
+
+    def kept_apart(self) -> list[tuple[SourceConfig, str]]:
+        """The splits that this one is cleaned of."""
+        return corpus.evaluation_splits(self.data) if self.data.clean.overlap_words else []
+
+    def check(self, record: dict) -> None:
+        """Raises ValueError for a record that this kind of rows cannot use."""
+        wanted = {'text': {'text'}, 'ranked': {'messages', 'answers', 'scores'}}.get(self.kind, {'messages'})
+        if set(record) - {'title'} != wanted:
+            raise ValueError(f'data.sources.{self.name} has {", ".join(sorted(record))} here, but this stage reads '
+                             f'{", ".join(sorted(wanted))}; mend it, use another source, or set its fields')
+        if self.kind == 'chat' and not any(message['role'] == 'assistant' for message in record['messages']):
+            raise ValueError('no message of the assistant to learn from')
 
 
 def prepare_text(name: str, source: SourceConfig, split: str, tokenizer: Tokenizer, *, seq_len: int,
@@ -60,8 +74,6 @@ def prepare_chats(name: str, source: SourceConfig, split: str, tokenizer: Tokeni
                   data: DataConfig, cache_dir: str, progress: sources.Progress) -> PackedRows:
     """Rows of whole chats, packed first-fit; only answers are learned. Longer chats are dropped."""
     def encode(record):
-        if not any(message['role'] == 'assistant' for message in record['messages']):
-            raise _Unfit('no message of the assistant to learn from')
         return [tokenizer.encode_chat(record['messages'])]
     job = _Job('chat', name, source, split, tokenizer, seq_len, data)
     return PackedRows(_prepared(job, encode, _first_fit, cache_dir, progress), tokenizer)
@@ -88,14 +100,11 @@ def prepare_prompts(name: str, source: SourceConfig, split: str, tokenizer: Toke
     return PromptRows(_prepared(job, encode, _groups, cache_dir, progress), tokenizer)
 
 
-class _Unfit(ValueError):
-    """Why a record cannot be used by this kind of rows."""
-
-
 def _prepared(job: _Job, encode: Callable[[dict], Sequences], index: Callable[..., Index], cache_dir: str,
               progress: sources.Progress) -> pathlib.Path:
     """The job's folder, made if it is not there."""
-    sources.materialize(job.source, job.data.data_dir, progress)
+    for source in {'': job.source, **job.data.sources}.values():
+        sources.materialize(source, job.data.data_dir, progress)
     key = job.key()
     folder = pathlib.Path(cache_dir).expanduser() / f'{job.name}-{job.split}-{key[:8]}'
     if folder.exists():
@@ -118,11 +127,13 @@ def _prepared(job: _Job, encode: Callable[[dict], Sequences], index: Callable[..
 def _write(job: _Job, encode: Callable[[dict], Sequences], index: Callable[..., Index], folder: pathlib.Path,
            progress: sources.Progress) -> None:
     bad = sources.BadRows(job.data.max_bad_percent)
+    records, account = corpus.read(job.source, job.split, job.data, bad, kind=job.kind, check=job.check)
     counts = {'records': 0, 'dropped': 0}
     dtype = np.dtype(np.uint16 if job.tokenizer.vocab_size <= 2**16 else np.int32)
     lengths, group_sizes, scores = [], [], []
     with (folder / 'tokens.bin').open('wb') as tokens, (folder / 'learn.bin').open('wb') as learned:
-        for record, sequences in _encoded(job, encode, bad, progress):
+        for record in _watched(job, records, bad, progress):
+            sequences = encode(record)
             if job.kind != 'text' and max(len(ids) for ids, _ in sequences) > job.seq_len:
                 counts['dropped'] += 1
                 continue
@@ -135,7 +146,7 @@ def _write(job: _Job, encode: Callable[[dict], Sequences], index: Callable[..., 
                 lengths.append(len(ids))
     bad.check()
     if not lengths:
-        raise UserError(_nothing(job, counts['dropped'], bad))
+        raise UserError(_nothing(job, counts['dropped'], bad, account))
     starts = np.concatenate([[0], np.cumsum(lengths)])
     pieces, row_starts = index(np.asarray(lengths), np.asarray(group_sizes), job.seq_len)
     arrays = {'starts': starts, 'pieces': pieces, 'row_starts': row_starts,
@@ -147,38 +158,30 @@ def _write(job: _Job, encode: Callable[[dict], Sequences], index: Callable[..., 
             described[name] = (array.dtype.name, list(array.shape))
     meta = {'name': job.name, 'split': job.split, 'kind': job.kind, 'key': job.key(), 'seq_len': job.seq_len,
             'answers': job.answers, **counts, 'rows': len(row_starts) - 1, 'tokens': int(starts[-1]),
-            'bad_rows': len(bad.named), 'arrays': described, 'sha256': _sha256(folder, described)}
+            'bad_rows': len(bad.named), 'cleaning': dataclasses.asdict(account), 'arrays': described, 'sha256': _sha256(folder, described)}
     meta['note'] = _note(job, meta, bad)
     (folder / 'bad_rows.txt').write_text(''.join(line + '\n' for line in bad.named))
     (folder / 'meta.json').write_text(json.dumps(meta, indent=1))
 
 
-def _encoded(job: _Job, encode: Callable[[dict], Sequences], bad: sources.BadRows,
-             progress: sources.Progress) -> Iterator[tuple[dict, Sequences]]:
+def _watched(job: _Job, records: Iterator[dict], bad: sources.BadRows, progress: sources.Progress) -> Iterator[dict]:
+    """The records, with word of how many were read."""
     total = sources.size(job.source, job.split, job.data.data_dir)
     what = f'prepare {job.name}/{job.split}'
-    for record in sources.records(job.source, job.split, job.data.data_dir, bad):
-        if bad.seen % _REPORT_EVERY == 0:
-            progress(what, bad.seen, total)
-        try:
-            _check_schema(job, record)
-            yield record, encode(record)
-        except _Unfit as error:
-            bad.add(str(error))
+    for number, record in enumerate(records):
+        if number and number % _REPORT_EVERY == 0:
+            progress(what, number, total)
+        yield record
     progress(what, bad.seen, bad.seen)
 
 
-def _check_schema(job: _Job, record: dict) -> None:
-    wanted = {'text': {'text'}, 'ranked': {'messages', 'answers', 'scores'}}.get(job.kind, {'messages'})
-    if set(record) - {'title'} != wanted:
-        raise _Unfit(f'data.sources.{job.name} has {", ".join(sorted(record))} here, but this stage reads '
-                     f'{", ".join(sorted(wanted))}; mend it, use another source, or set its fields')
-
-
-def _nothing(job: _Job, dropped: int, bad: sources.BadRows) -> str:
+def _nothing(job: _Job, dropped: int, bad: sources.BadRows, account: corpus.Account) -> str:
     where = f'data.sources.{job.name} has nothing for {job.split}'
     if dropped:
         return f'{where}: all {dropped} records are longer than {job.seq_len} tokens; allow longer rows'
+    if account.dropped:
+        return (f'{where}: cleaning leaves none of {account.documents} documents ({account.reasons()}); '
+                f'loosen data.clean')
     if bad.named:
         return f'{where}: {len(bad.named)} of {bad.seen} rows are bad ({bad.first()}); mend them'
     if job.split == 'validation' and not job.source.tfds:
@@ -190,6 +193,8 @@ def _note(job: _Job, meta: dict, bad: sources.BadRows) -> str:
     note = f'{job.name}/{job.split}: {meta["records"]} records, {meta["tokens"]} tokens, {meta["rows"]} rows'
     if meta['dropped']:
         note += f'; {meta["dropped"]} longer than {job.seq_len} tokens dropped'
+    if meta['cleaning']['dropped']:
+        note += f'; cleaned of {corpus.Account(**meta["cleaning"]).reasons()}'
     if bad.named:
         note += f'; {len(bad.named)} bad rows left out ({bad.first()})'
     return note

@@ -45,6 +45,13 @@ def record(row: Any, fields: dict[str, str]) -> dict[str, Any]:
                  f'it has {", ".join(map(str, row)) or "none"}')
 
 
+def text_of(record: dict[str, Any]) -> str:
+    """All that a record says: its text, or its messages and answers, a line each."""
+    if 'text' in record:
+        return record['text']
+    return '\n'.join([message['content'] for message in record['messages']] + record.get('answers', []))
+
+
 def _string(row: dict[str, Any], key: str) -> str:
     if key not in row:
         raise BadRow(f'field {key} is missing')

@@ -20,14 +20,14 @@ class Stored:
     """What all kinds of rows share: the stream, its documents and the index of rows.
 
     Attributes: name; sha256 of the arrays; seq_len in tokens; meta, counts of documents, dropped and bad ones;
-    note, one line about them.
+    note, one line about them; cleaning, a `corpus.Account` as a dict.
     """
 
     def __init__(self, folder: epath.Path, tokenizer: Tokenizer):
         self._folder, self._tokenizer = folder, tokenizer
         self.meta = json.loads((folder / 'meta.json').read_text())
         self.name, self.sha256, self.seq_len = (self.meta[key] for key in ('name', 'sha256', 'seq_len'))
-        self.note = self.meta['note']
+        self.note, self.cleaning = self.meta['note'], self.meta['cleaning']
         self._pad = tokenizer.special_ids['pad']
         self._tokens = self._array('tokens')  # of the whole stream
         self._learn = self._array('learn')  # uint8 beside every token: 1 where it is a target
