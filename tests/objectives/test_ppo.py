@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from llm.objectives.loss import ratio, total
-from llm.objectives.ppo import adaptive_kl, gae, kl_rewards, policy_loss, value_loss, whiten
+from llm.objectives.loss import join, Loss, ratio, Term, total
+from llm.objectives.ppo import adaptive_kl, gae, kl_rewards, policy_loss, supervised, value_loss, whiten
 
 MASK_BT = jnp.array([[0, 1, 1, 1, 0, 0], [0, 0, 1, 1, 1, 1], [1, 1, 0, 0, 1, 1]], jnp.float32)
 
@@ -146,3 +146,12 @@ def test_value_loss_takes_the_worse_of_free_and_clipped():
     assert jax.grad(lambda x: total(loss(x)))(value_BT)[0, 0] == 0
     np.testing.assert_allclose(ratio(*loss(value_BT).metrics['value_clip_fraction']), 1 / 3, rtol=1e-6)
     assert loss(value_BT).terms['value'].coef == 0.1
+
+
+def test_supervised_term_is_the_mean_over_its_own_tokens_however_many_the_policy_chose():
+    """Eq. 2 of InstructGPT: the two expectations are taken apart, and gamma stands before the second."""
+    chats = Loss({'next_token': Term(jnp.float32(12.0), jnp.float32(4.0))}, {})
+    policy = policy_loss(normal(0), normal(0), normal(1), MASK_BT, clip_epsilon=0.2)
+    joined = join(policy, supervised(chats, coef=27.8))
+    np.testing.assert_allclose(total(joined), total(policy) + 27.8 * 3.0, rtol=1e-6)
+    assert joined.terms.keys() == {'policy', 'ptx'}

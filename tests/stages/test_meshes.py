@@ -18,10 +18,10 @@ from tests.stages import exactness
 STEPS = 20
 VARIANTS = (((8, 1, 1), 1), ((2, 2, 2), 1), ((1, 1, 1), 4))  # mesh, micro-batches
 LOSSES = {'pretrain': ('loss', 'next_token', 'z_loss'), 'sft': ('loss',), 'reward': ('loss',),
-          'ppo': ('loss', 'value', 'entropy', 'grad_norm')}
+          'ppo': ('loss', 'value', 'entropy', 'grad_norm', 'ptx')}
 # No dropout: micro-batches draw their own.
 OVERRIDES = {'pretrain': {'z_loss': 1e-2}, 'sft': {'dropout': 0.0}, 'reward': {'dropout': 0.0},
-             'ppo': {'epochs': 1}}
+             'ppo': {'epochs': 1, 'ptx_coef': 0.5}}
 
 
 @pytest.fixture(autouse=True)

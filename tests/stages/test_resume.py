@@ -12,12 +12,13 @@ import pytest
 from tests import tiny
 from tests.stages import exactness
 
-# PPO counts iterations; its KL coefficient moves fast; an average of the weights has to survive as well.
+# PPO counts iterations; its KL coefficient moves fast, it reads chats beside its prompts, and has a window of gold
+# scores; an average of the weights has to survive as well.
 STEPS = {'pretrain': 24, 'sft': 24, 'reward': 24, 'ppo': 12}
 SAVES = 3
-CHANGES = {'ppo.kl_horizon': 100.0, 'sft.optim.ema_decay': 0.9}
+CHANGES = {'ppo.kl_horizon': 100.0, 'ppo.ptx_coef': 0.5, 'ppo.value_from': 'sft', 'sft.optim.ema_decay': 0.9}
 LOSSES = {'pretrain': ('loss', 'bits_per_byte'), 'sft': ('loss', 'next_token'), 'reward': ('loss', 'k_wise'),
-          'ppo': ('loss', 'value', 'entropy', 'kl_coef')}
+          'ppo': ('loss', 'value', 'entropy', 'kl_coef', 'ptx')}
 OTHER = {'pretrain': (2, 2, 2), 'sft': (8, 1, 1), 'reward': (2, 2, 2), 'ppo': (2, 2, 2)}
 
 
