@@ -14,7 +14,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 import numpy as np
 
 from llm.config import DataConfig
-from llm.data import sources
+from llm.data import corpus, sources
 from llm.data.prepare import prepare_text
 from llm.envs.preference import whole_rows
 from llm.model.transformer import Transformer
@@ -31,10 +31,16 @@ _BYTES_PER_TOKEN = 4  # about; turns `figures.rows` into bytes of text
 
 
 def records(run: Run, data: DataConfig, name: str, split: str) -> list[dict[str, Any]]:
-    """All records of a source's split, as they are, before any cleaning."""
-    bad = sources.BadRows(data.max_bad_percent)
-    found = list(sources.records(data.sources[name], split, data.data_dir, bad,
-                                 similarity=data.clean.duplicate_similarity))
+    """All records of a source's split, cleaned as rows are, but for the training split's.
+
+    Those only yardsticks read, which may well see what was left out for the model, and cleaning them again takes time.
+    """
+    source, bad = data.sources[name], sources.BadRows(data.max_bad_percent)
+    with run.phases.during('data'):
+        if split == 'train':
+            found = list(sources.records(source, split, data.data_dir, bad, similarity=data.clean.duplicate_similarity))
+        else:
+            found = list(corpus.read(source, split, data, bad, kind='text')[0])
     bad.check()
     return found
 
