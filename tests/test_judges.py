@@ -100,7 +100,8 @@ def test_diversity_is_compared_at_equal_numbers_of_tokens():
 # Choosing and ending.
 
 @pytest.mark.parametrize('change, expected', [
-    ({}, True), ({'kl': 10.0}, True), ({'kl': 10.1}, False), ({'ended': 0.89}, False), ({'distinct_share': 0.79}, False)])
+    ({}, True), ({'kl': 10.0}, True), ({'kl': 10.1}, False), ({'ended': 0.89}, False),
+    ({'distinct_share': 0.79}, False)])
 def test_a_step_may_be_chosen_if_it_is_within_every_bound(change, expected):
     values = {'kl': 5.0, 'ended': 0.9, 'distinct_share': 0.8, **change}
     assert judges.eligible(CONFIG, {'sft': {'ended': 0.9}}, values) is expected

@@ -27,7 +27,7 @@ OVERRIDES = {'pretrain': {'z_loss': 1e-2}, 'sft': {'dropout': 0.0}, 'reward': {'
 @pytest.fixture(autouse=True)
 def training_alone():
     """Stages without their held-out numbers and samples."""
-    scores = {'bits_per_byte': 0.0, 'next_token': 0.0, 'k_wise': 0.0, 'reward': 0.0, 'kl': 0.0}
+    scores = {'bits_per_byte': 0.0, 'next_token': 0.0, 'k_wise': 0.0, 'reward': 0.0, 'kl': 0.0, 'gold': 0.0}
     with contextlib.ExitStack() as stack:
         for stage in (pretrain, sft, reward, ppo):
             stack.enter_context(mock.patch.object(stage, 'evaluator', lambda *of: lambda params, **_: scores))
@@ -44,7 +44,8 @@ def training_alone():
 def test_meshes_and_micro_batches_do_not_change_the_losses(name, finished_pipeline, tmp_path):
     workdir, tape = tmp_path / 'runs', []
     shutil.copytree(finished_pipeline, workdir)
-    changes = OVERRIDES[name] | {'stop_step': STEPS, 'eval_every_steps': STEPS, 'save_every_steps': STEPS}
+    changes = OVERRIDES[name] | {'stop_step': STEPS, 'eval_every_steps': STEPS, 'save_every_steps': STEPS,
+                                 'figures.rows': 0}
     config = tiny.pipeline_config(workdir, **{f'{name}.{key}': value for key, value in changes.items()})
     with exactness.recorded(tape):
         expected = exactness.run_again(name, config, workdir, mesh=(1, 1, 1))

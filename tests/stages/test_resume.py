@@ -57,13 +57,13 @@ def test_the_kill_came_between_saves(name, workdirs):
 def test_started_again_it_ends_in_the_same_bits(name, workdirs):
     whole, killed = (exactness.folder_of(name, workdirs / way) for way in ('whole', 'killed'))
     assert exactness.rows(killed) == exactness.rows(whole)
-    for kept in ('samples.jsonl', 'tokenizer.model'):
+    for kept in ('samples.jsonl', 'figures.json', 'tokenizer.model'):
         assert (killed / kept).read_bytes() == (whole / kept).read_bytes()
     ends = [exactness.last_manifest(folder) for folder in (whole, killed)]
     assert ends[0].leaves == ends[1].leaves
     assert (ends[0].step, ends[0].files, ends[0].reward) == (ends[1].step, ends[1].files, ends[1].reward)
     results = [json.loads((folder / 'result.json').read_text()) for folder in (whole, killed)]
-    for key in results[0].keys() - {'seconds', 'code'}:  # the source may be edited while this runs
+    for key in results[0].keys() - {'seconds', 'phases', 'code'}:  # the source may be edited while this runs
         assert results[0][key] == results[1][key], key
 
 
