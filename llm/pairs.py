@@ -45,8 +45,7 @@ def measure(run: Run, score: Callable[[dict[str, np.ndarray]], np.ndarray], gaps
     splits = figures.test_splits(data)
     test, validation = (readable(run, rated(run, each)) for each in (splits, dict.fromkeys(splits, 'validation')))
     trained = rated(run, dict.fromkeys(splits, 'train'))
-    scores = {'model': score(rows_of(run, test)),
-              'ridge': GoldScorer(trained.texts, trained.score_A).score(test.texts), 'lexicon': lexicon(test.texts)}
+    scores = {'model': score(rows_of(run, test)), 'ridge': ridge(trained, test.texts), 'lexicon': lexicon(test.texts)}
     pairs = ordered_pairs(test.score_A, test.group_A)
     gap = margins(test.score_A, pairs)
     fitted_on = margins(score(rows_of(run, validation)), ordered_pairs(validation.score_A, validation.group_A))
@@ -57,6 +56,14 @@ def measure(run: Run, score: Callable[[dict[str, np.ndarray]], np.ndarray], gaps
     known = len(pairs) and len(fitted_on)
     return {'split': figures.said(splits), 'rows': len(test.texts), 'pairs': by_gap,
             'calibration': calibration(margins(scores['model'], pairs), fitted_on) if known else None}
+
+
+def ridge(trained: Rated, texts: Sequence[str]) -> np.ndarray:
+    """[texts] scores of a ridge regression; NaN where no training answer has a word."""
+    try:
+        return GoldScorer(trained.texts, trained.score_A).score(texts)
+    except ValueError:
+        return np.full(len(texts), np.nan)
 
 
 def rated(run: Run, splits: dict[str, str]) -> Rated:

@@ -30,13 +30,13 @@ def state(value: float, *, ema: bool = False) -> TrainState:
 
 
 def open_journal(folder, *, stop_step: int = 4, ema: bool = False, higher_is_better: bool = False, taken: bool = False,
-                 **keywords) -> Journal:
+                 rows: int = 0, **keywords) -> Journal:
     """A journal of as much of a run as it reads; the state that it is given is none of those that are saved."""
     def check():
         if taken:
             raise UserError('taken over')
     config = types.SimpleNamespace(stage='sft', seed=0, stop_step=stop_step, keep_checkpoints=2,
-                                   data=types.SimpleNamespace(sources={}))
+                                   data=types.SimpleNamespace(sources={}), figures=types.SimpleNamespace(rows=rows))
     run = types.SimpleNamespace(
         name='mine', config=config, folder=folder, identity={'data': {}}, parents={}, mesh=MESH, model_config=tiny.MODEL,
         tokenizer=types.SimpleNamespace(describe=lambda: {}), owner=types.SimpleNamespace(check=check),
@@ -180,6 +180,22 @@ def test_the_normalizer_is_of_the_parameters_that_are_handed_on(tmp_path, ema):
         go_through(journal, [3.0, 2.0], ema=ema)
     rewards = [read(tmp_path / 'checkpoints', step).reward for step in (0, 1)]
     assert rewards == [{'mean': value + (10.0 if ema else 0.0)} for value in (0.0, 1.0)]
+
+
+def test_figures_are_of_the_chosen_step_and_plain_json(tmp_path):
+    with open_journal(tmp_path, rows=5) as journal:
+        go_through(journal, [3.0, 2.0, 4.0])
+        journal.figures(lambda: {'split': 'test', 'of': {'a': [0.5, NAN, math.inf], 'b': (1, None)}})
+        assert journal.result().phases['figures'] >= 0
+    assert json.loads((tmp_path / 'figures.json').read_text(), parse_constant=pytest.fail) == {
+        'step': 1, 'split': 'test', 'of': {'a': [0.5, None, None], 'b': [1, None]}}
+    assert not list(tmp_path.glob('*.partial'))
+
+
+def test_no_figures_are_made_where_none_are_asked_for(tmp_path):
+    with open_journal(tmp_path, rows=0) as journal:
+        journal.figures(pytest.fail)
+    assert not (tmp_path / 'figures.json').exists()
 
 
 def test_samples_are_kept_and_the_first_ones_shown(tmp_path, capsys):

@@ -50,6 +50,15 @@ def test_evaluate_prints_the_numbers_of_the_steps_row(finished_pipeline, printed
     assert json.loads(line) == {'run': folder.name} | {key: value for key, value in row.items() if key != 'kind'}
 
 
+@pytest.mark.parametrize('name', ['pretrain', 'sft', 'reward', 'ppo'])
+def test_evaluate_makes_the_chosen_steps_figures_again(finished_pipeline, printed, name):
+    folder = exactness.folder_of(name, finished_pipeline)
+    expected = json.loads((folder / 'figures.json').read_text())
+    line, = printed(evaluate, str(folder), '--figures=512')
+    found = json.loads(line)
+    assert found['figures'] | {'step': found['step']} == expected
+
+
 def test_evaluate_prints_one_object_even_where_rows_are_prepared_again(finished_pipeline, tmp_path, printed):
     workdir = shutil.copytree(finished_pipeline, tmp_path / 'runs')
     shutil.rmtree(workdir / 'data')

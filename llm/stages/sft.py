@@ -36,7 +36,7 @@ evaluator = functools.partial(pretrain.evaluator, prepare=prepare_chats)
 def run(run: Run) -> Result:
     config = run.config
     rows = run.corpora(prepare_chats, 'train', seq_len=config.seq_len)
-    stream = Mixture(rows, run.weights, config.seed)
+    stream = Mixture.from_config(rows, config.data, config.seed, config.batch_size)
     model = Transformer(run.model_config, config.exec, dropout=config.dropout)
     objective = functools.partial(pretrain.language_loss, model, z_loss=0.0)
     tx = make_optimizer(config.optim)
@@ -118,7 +118,7 @@ def choices(run: Run, read: Callable, models: dict[str, Any], name: str, found: 
     """
     tokenizer, labels = run.tokenizer, sorted({messages[-1]['content'] for messages in found})
     if len(labels) > _MOST_LABELS:
-        raise UserError(f'choices.sources.{name} has {len(labels)} different answers; use a source of few labels, or none')
+        raise UserError(f'choices.sources.{name} has {len(labels)} different answers; use one with few labels')
     answers = [tokenizer.encode_answer(label) for label in labels]
     prompts = [tokenizer.encode_prompt(messages[:-1]) for messages in found]
     fits = [len(prompt) + max(map(len, answers)) <= run.config.seq_len for prompt in prompts]
@@ -141,6 +141,9 @@ def linear(run: Run, labels: list[str], found: list[Chat]) -> float | None:
 
     def text(messages: Chat) -> str:
         return '\n'.join(message['content'] for message in messages[:-1])
-    model = logistic([text(messages) for messages in trained], [messages[-1]['content'] for messages in trained])
+    try:
+        model = logistic([text(messages) for messages in trained], [messages[-1]['content'] for messages in trained])
+    except ValueError:  # no word in any
+        return None
     said = model.predict([text(messages) for messages in found])
     return float(np.mean([one == messages[-1]['content'] for one, messages in zip(said, found)]))

@@ -125,6 +125,15 @@ def test_ratings_are_every_raters_and_agree_with_the_other_views(read, data_dir)
                for answer, score in zip(row['answers'], row['scores']))
 
 
+def test_single_ratings_belong_to_the_ranked_answers(read, source, data_dir):
+    known = sources.single_ratings(source(tfds='reviews/rank'), 'test', data_dir, silent)
+    for row in read('reviews/rank')['test']:
+        for answer, score in zip(row['answers'], row['scores']):
+            assert np.mean(known[answer]) == pytest.approx(score, abs=0.01)
+    assert sources.single_ratings(source(tfds='reviews/ratings'), 'test', data_dir, silent) == {}
+    assert sources.single_ratings(source(jsonl='mine.jsonl'), 'test', data_dir, silent) == {}
+
+
 def test_groups_have_four_snippets_with_others_in_each_round(read):
     for split, rows in read('reviews/rank').items():
         assert all(len(row['answers']) == len(row['scores']) == 4 for row in rows)
