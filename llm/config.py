@@ -157,6 +157,9 @@ class DataConfig:
     late_from_step: int = 0
     clean: CleanConfig = CleanConfig()
 
+    def __post_init__(self):
+        _at_least(0, self, 'late_from_step', section='data.')
+
 
 @dataclasses.dataclass(frozen=True)
 class TokenizerConfig:

@@ -101,11 +101,6 @@ class Run:
         return batch_sharding(self.mesh, self.rules)
 
     @property
-    def weights(self) -> dict[str, float]:
-        """Shares of the sources in the training stream."""
-        return {name: source.weight for name, source in self.config.data.sources.items()}
-
-    @property
     def model_config(self) -> ModelConfig:
         """The parent's; a first stage's own."""
         return self.parents['init_from'].model_config if self.parents else self.config.model

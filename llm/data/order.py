@@ -5,11 +5,13 @@ Left out: keeping the position. It is one integer, the number of rows consumed, 
 """
 
 from collections.abc import Mapping
+import functools
+import sys
 
 import grain
 import numpy as np
 
-from llm.config import UserError
+from llm.config import DataConfig, UserError
 
 
 class Mixture:
@@ -19,19 +21,31 @@ class Mixture:
       rows: source name -> rows (any class of `rows.py`, the same in all sources).
       weights: source name -> share of the stream's rows, relative to the others.
       seed: of the shuffles.
+      late_weights, late_from: the weights from this position on, if it is not 0. Every source goes on with the row
+        that it had come to: nothing is repeated, nothing is lost.
     """
 
-    def __init__(self, rows: Mapping, weights: Mapping[str, float], seed: int):
+    def __init__(self, rows: Mapping, weights: Mapping[str, float], seed: int, *,
+                 late_weights: Mapping[str, float] | None = None, late_from: int = 0):
         self._rows = dict(rows)
         self._names = list(self._rows)
         for name, part in self._rows.items():
-            if not weights[name] > 0:
-                raise UserError(f'data.sources.{name}.weight={weights[name]} is not positive; '
-                                'use more than 0, or leave the source out')
             assert len(part), f'{name} has no rows'
         # Repeat comes before mix: a mix of finite sets ends with the shortest.
-        streams = [_shuffled(number, len(part), seed) for number, part in enumerate(self._rows.values())]
-        self._order = grain.MapDataset.mix(streams, weights=[weights[name] for name in self._names])
+        self._streams = [grain.MapDataset.source(range(len(part))).seed(seed + number).shuffle().repeat()
+                         for number, part in enumerate(self._rows.values())]
+        self._turns = _turns([_positive(weights, name, 'weight') for name in self._names])
+        self._late_from = late_from if late_weights else 0
+        if self._late_from:
+            self._late_turns = _turns([_positive(late_weights, name, 'late_weight') for name in self._names])
+            self._taken = _taken(self._turns, late_from, len(self._names))
+
+    @classmethod
+    def from_config(cls, rows: Mapping, data: DataConfig, seed: int, rows_per_step: int) -> 'Mixture':
+        """The mixture that a config asks for, in a stage that reads so many rows a step."""
+        early = {name: source.weight for name, source in data.sources.items()}
+        late = {name: source.late_weight for name, source in data.sources.items() if source.late_weight is not None}
+        return cls(rows, early, seed, late_weights=early | late, late_from=data.late_from_step * rows_per_step)
 
     def sources(self, positions: np.ndarray) -> list[str]:
         """The name of the source that each position reads."""
@@ -52,9 +66,40 @@ class Mixture:
 
     def _places(self, positions: np.ndarray) -> np.ndarray:
         """[positions, 2]: the source's number and the row's index in it."""
-        return np.array([self._order[int(position)] for position in positions], np.int64).reshape(-1, 2)
+        return np.array([self._place(int(position)) for position in positions], np.int64).reshape(-1, 2)
+
+    def _place(self, position: int) -> tuple[int, int]:
+        if self._late_from and position >= self._late_from:
+            number, turn = self._late_turns[position - self._late_from]
+            turn += self._taken[number]
+        else:
+            number, turn = self._turns[position]
+        return number, self._streams[number][turn]
 
 
-def _shuffled(number: int, length: int, seed: int) -> grain.MapDataset:
-    dataset = grain.MapDataset.source(range(length)).seed(seed + number).shuffle().repeat()
-    return dataset.map(lambda index: (number, index))
+def _positive(weights: Mapping[str, float], name: str, key: str) -> float:
+    if not weights[name] > 0:
+        raise UserError(f'data.sources.{name}.{key}={weights[name]} is not positive; '
+                        'use more than 0, or leave the source out')
+    return weights[name]
+
+
+def _turns(weights: list[float]) -> grain.MapDataset:
+    """Position -> whose turn it is, and which turn of that source it is, from 0."""
+    endless = grain.MapDataset.range(sys.maxsize)
+    return grain.MapDataset.mix([endless.map(functools.partial(_numbered, number)) for number in range(len(weights))],
+                                weights=weights)
+
+
+def _numbered(number: int, turn: int) -> tuple[int, int]:
+    return number, turn
+
+
+def _taken(turns: grain.MapDataset, position: int, sources: int) -> dict[int, int]:
+    """By source, how many of the first `position` turns were its own."""
+    taken: dict[int, int] = {}
+    while len(taken) < sources:
+        number, turn = turns[position]
+        taken.setdefault(number, turn)  # a source's next turn tells how many it has had
+        position += 1
+    return taken

@@ -73,7 +73,8 @@ def run(run: Run) -> Result:
     config = run.config
     prompts = run.corpora(prepare_prompts, 'train', seq_len=config.max_prompt_tokens)
     models = models_of(run)
-    env = environment(run, models, Mixture(prompts, run.weights, config.seed).rows)
+    env = environment(run, models, Mixture.from_config(
+        prompts, config.data, config.seed, config.rollout_batch).rows)
     objective = functools.partial(clipped_loss, run, models)
     tx = optimizer(config)
     frozen = load_frozen(run)
@@ -147,10 +148,11 @@ def make_iteration(run: Run, rollout: Callable, frozen: Any, train_step: Callabl
 
 def with_chats(run: Run, prompts: Callable) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
     """Rows of the two streams at the same positions: prompts, and chats if there is a supervised term (PPO-ptx)."""
-    config, weights = run.config, {name: source.weight for name, source in run.config.ptx_data.sources.items()}
+    config = run.config
     if not config.ptx_coef:
         return prompts
-    chats = Mixture(run.corpora(prepare_chats, 'train', config.ptx_data, seq_len=config.seq_len), weights, config.seed)
+    rows = run.corpora(prepare_chats, 'train', config.ptx_data, seq_len=config.seq_len)
+    chats = Mixture.from_config(rows, config.ptx_data, config.seed, config.rollout_batch)
     return lambda indices: prompts(indices) | {_CHATS + name: field for name, field in chats.rows(indices).items()}
 
 

@@ -33,7 +33,7 @@ from llm.train_step import make_train_step
 def run(run: Run) -> Result:
     config = run.config
     rows = run.corpora(prepare_text, 'train', seq_len=config.seq_len)
-    stream = Mixture(rows, run.weights, config.seed)
+    stream = Mixture.from_config(rows, config.data, config.seed, config.batch_size)
     model = Transformer(run.model_config, config.exec, dropout=config.dropout)
     objective = functools.partial(language_loss, model, z_loss=config.z_loss)
     tx = make_optimizer(config.optim)

@@ -39,7 +39,7 @@ GAPS = (0.5, 1.0, 2.0)  # of mean human ratings; pairs further apart are easier
 def run(run: Run) -> Result:
     config = run.config
     rows = run.corpora(prepare_ranked, 'train', seq_len=config.seq_len, answers=config.ranked_answers)
-    stream = Mixture(rows, run.weights, config.seed)
+    stream = Mixture.from_config(rows, config.data, config.seed, config.batch_size)
     model = Transformer(run.model_config, config.exec, head='scalar', dropout=config.dropout)
     objective = functools.partial(ranking_loss, model)
     tx = make_optimizer(config.optim)
@@ -111,8 +111,8 @@ def sft_answers(run: Run) -> Generation:
     """What the SFT policy says to training prompts: the same answers at every call."""
     config = run.config
     check_batch('normalize_samples', config.normalize_samples, run.mesh, run.rules)
-    prompts = Mixture(run.corpora(prepare_prompts, 'train', config.prompt_data, seq_len=config.max_prompt_tokens),
-                      {name: source.weight for name, source in config.prompt_data.sources.items()}, config.seed)
+    rows = run.corpora(prepare_prompts, 'train', config.prompt_data, seq_len=config.max_prompt_tokens)
+    prompts = Mixture.from_config(rows, config.prompt_data, config.seed, config.batch_size)
     index_B = np.arange(config.normalize_samples, dtype=np.int32)
     batch = global_batch(lambda rows: {**prompts.rows(rows), 'index_B': rows}, index_B, run.rows_sharding)
     policy = Transformer(run.model_config, config.exec)
