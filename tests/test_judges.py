@@ -10,6 +10,7 @@ import pytest
 
 from llm import judges
 from llm.config import UserError
+from llm.phases import Phases
 from llm.pipeline import parse
 from llm.rollout.trajectories import Trajectories
 from tests import tiny
@@ -157,7 +158,7 @@ def run(tmp_path):
     """As much of a run as judges ask for, over generated ratings."""
     tiny.write_data(tmp_path)
     config = parse(tiny.pipeline_config(tmp_path))['ppo']
-    return types.SimpleNamespace(config=config, progress=lambda *work: None)
+    return types.SimpleNamespace(config=config, progress=lambda *work: None, phases=Phases())
 
 
 def said(*texts: str, **scores) -> judges.Answers:
