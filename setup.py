@@ -23,7 +23,7 @@ REQUIRED = [
     'PyYAML',  # the question-answer exchanges are YAML
     'rich>=15.0.0',  # bars and tables
     'scikit-learn',  # yardsticks: TF-IDF, ridge and logistic regression
-    'scipy',  # connected components of near-copies
+    'scipy',  # connected components of near-copies; the temperature that calibrates scores
     'sentencepiece>=0.2.3',  # the tokenizer
     'tensorboard>=2.21.0',  # writes event files; needs no TensorFlow
     'tensorflow-datasets>=4.9.10',  # builders of data sets; needs no TensorFlow with array_record

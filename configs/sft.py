@@ -18,6 +18,7 @@ def get_config(variant: str = '') -> ConfigDict:
     config = base.sft()
     config.data = base.data(write=base.source(tfds='reviews/write'), judge=base.source(tfds='reviews/judge'),
                             answer=base.source(tfds='exchanges', weight=0.5))
+    config.choices = base.data(clear=base.source(tfds='reviews/clear'))
     config.stop_step = config.optim.schedule_steps = 300
     config.eval_every_steps = config.save_every_steps = 100
     config.optim.learning_rate = 1e-3

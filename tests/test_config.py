@@ -128,6 +128,7 @@ def test_value_of_another_type_is_named(key, value, message):
     ('pretrain', 'exec.scan_unroll', -1, 'exec.scan_unroll=-1 is less than 0'),
     ('pretrain', 'batch_size', 0, 'batch_size=0 is less than 1; use 1 or more'),
     ('pretrain', 'eval_rows', 0, 'eval_rows=0 is less than 1; use 1 or more'),
+    ('pretrain', 'figures.yardstick_bytes', 10, 'figures.yardstick_bytes=10 is less than 1000; use 1000 or more'),
     ('pretrain', 'dropout', 1.0, 'dropout=1.0 is not a probability below 1'),
     ('pretrain', 'keep_checkpoints', 1, 'keep_checkpoints=1 leaves nothing to fall back to; use 2 or more'),
     ('sft', 'patience', 0, 'patience=0 is less than 1; use 1 or more'),
