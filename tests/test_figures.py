@@ -194,3 +194,5 @@ def test_every_finished_stage_has_figures_of_its_chosen_step(finished_pipeline, 
     found, result = (json.loads((folder / f'{name}.json').read_text()) for name in ('figures', 'result'))
     assert found['step'] == result['step'] and found['split'] == 'validation'
     assert result['phases']['figures'] > 0
+    if stage == 'sft':
+        assert found['choices']['choices']['labels'] == ['bad', 'good'] and found['choices']['choices']['rows'] > 0

@@ -32,7 +32,7 @@ def execution(mesh: tuple[int, int, int] = (1, 1, 1), **changes) -> ExecConfig:
 
 
 def write_data(folder: pathlib.Path) -> None:
-    """Writes text.jsonl, chats.jsonl, ranked.jsonl, prompts.jsonl and rated.jsonl: generated words, always the same."""
+    """Writes JSON lines of text, chats, ranked, prompts, rated and choices: generated words, always the same."""
     draw = random.Random(0)
 
     def words(least: int, most: int) -> str:
@@ -46,7 +46,9 @@ def write_data(folder: pathlib.Path) -> None:
         'ranked': [{'prompt': words(2, 4), 'answers': [words(1, 4) for _ in range(3)],
                     'scores': [draw.uniform(-4, 4) for _ in range(3)]} for _ in range(80)],
         'prompts': [{'messages': [said('user', 2, 4), said('assistant', 1, 2)]} for _ in range(80)],
-        'rated': [{'text': words(3, 8), 'mean': draw.uniform(-4, 4)} for _ in range(60)]}
+        'rated': [{'text': words(3, 8), 'mean': draw.uniform(-4, 4)} for _ in range(60)],
+        'choices': [{'messages': [said('user', 3, 5), {'role': 'assistant', 'content': draw.choice(('good', 'bad'))}]}
+                    for _ in range(60)]}
     for name, records in rows.items():
         (folder / f'{name}.jsonl').write_text(''.join(json.dumps(row) + '\n' for row in records))
 
@@ -71,6 +73,7 @@ def pipeline_config(folder: pathlib.Path, *, mesh: tuple[int, int, int] = (1, 1,
         stages[name].samples.update(prompts=('the king',), max_new_tokens=8)
     stages.pretrain.model.update(vocab_size=320, model_dim=32, num_heads=2, num_kv_heads=2, head_dim=16, mlp_dim=64,
                                  max_positions=64)
+    stages.sft.choices = base.data(**source('choices'))
     stages.reward.prompt_data = base.data(**source('prompts'))
     stages.reward.update(ranked_answers=3, normalize_samples=8, max_prompt_tokens=24, max_new_tokens=8)
     stages.ppo.update(rollout_batch=16, max_prompt_tokens=24, max_new_tokens=8, value_warmup_steps=1)
