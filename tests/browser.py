@@ -9,6 +9,7 @@ import contextlib
 import json
 import os
 import pathlib
+import select
 import shutil
 import subprocess
 import tempfile
@@ -18,10 +19,11 @@ CHROMIUM = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 
 _FLAGS = ('--headless', '--no-sandbox', '--disable-gpu', '--disable-dev-shm-usage', '--no-first-run',
           '--disable-background-networking', '--disable-component-update', '--host-resolver-rules=MAP * ~NOTFOUND',
           '--remote-debugging-pipe')
+_PATIENCE_SECONDS = 60
 
 
 class Browser(contextlib.AbstractContextManager):
-    """One tab. `complaints` are errors, warnings and violations since the page was opened; `requests` its addresses."""
+    """One tab. Since the page was opened: `complaints`, errors, warnings and violations; `requests`, addresses."""
 
     def __init__(self):
         self.complaints: list[str] = []
@@ -56,7 +58,8 @@ class Browser(contextlib.AbstractContextManager):
         """Loads a page as a window of that many CSS pixels shows it, in 'light' or 'dark'."""
         self.complaints.clear()
         self.requests.clear()
-        self.call('Emulation.setDeviceMetricsOverride', width=width, height=900, deviceScaleFactor=1, mobile=width < 600)
+        self.call('Emulation.setDeviceMetricsOverride', width=width, height=900, deviceScaleFactor=1,
+                  mobile=width < 600)
         self.call('Emulation.setEmulatedMedia', features=[{'name': 'prefers-color-scheme', 'value': scheme}])
         self.call('Page.navigate', url=page.resolve().as_uri())
         while self._message().get('method') != 'Page.loadEventFired':
@@ -85,6 +88,7 @@ class Browser(contextlib.AbstractContextManager):
 
     def _message(self) -> dict[str, Any]:
         while b'\0' not in self._read:
+            assert select.select([self._in], [], [], _PATIENCE_SECONDS)[0], 'Chromium says nothing'
             part = os.read(self._in, 1 << 20)
             assert part, 'Chromium ended'
             self._read += part

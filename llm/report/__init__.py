@@ -17,9 +17,7 @@ import jinja2
 from llm.config import UserError
 from llm.report import appendix, chain, sections
 from llm.report.folder import Stage
-from llm.report.parts import Part
-
-_WHATEVER_FILES_HOLD = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
+from llm.report.parts import Part, UNEXPECTED
 
 
 def write(workdir: str | os.PathLike, folders: Mapping[str, str | os.PathLike],
@@ -69,7 +67,7 @@ def _shown(make: Callable[[Any], Part], what: Any) -> Part:
     """A part of the page; files that hold what nobody expected cost that part alone."""
     try:
         return make(what)
-    except _WHATEVER_FILES_HOLD as error:
+    except UNEXPECTED as error:
         return Part('Not shown', absent=f'a file of the run does not hold what was expected: {error!r}')
 
 

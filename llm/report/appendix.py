@@ -88,7 +88,7 @@ def _changes(config: Mapping[str, Any], base: Mapping[str, Any], source: Mapping
             continue  # the chain says these
         if key == 'sources':
             for name, chosen in value.items():
-                yield f'{path}{name}', None, {item: own for item, own in chosen.items() if own != source.get(item)}
+                yield f'{where}.{name}', None, {item: own for item, own in chosen.items() if own != source.get(item)}
         elif isinstance(value, dict) and isinstance(default, dict):
             yield from _changes(value, default, source, f'{where}.')
         elif value != default:

@@ -11,7 +11,7 @@ from typing import Any
 
 from llm.manifest import Manifest
 from llm.report.folder import Stage
-from llm.report.parts import decimal, duration, finite, number, percent
+from llm.report.parts import decimal, duration, finite, number, percent, UNEXPECTED
 
 # Held-out numbers that choose a step: what they are called, and whether more is better.
 METRICS = {'bits_per_byte': ('bits per byte', False), 'next_token': ('nats a token of the answers', False),
@@ -56,7 +56,7 @@ def facts(stages: list[Stage], cards: list[Card]) -> list[tuple[str, str]]:
             ('better than the parent', f'{sum(card.better for card in ended)} of {len(ended)}')]
     if verdicts:
         said.append(('yardsticks beaten', f'{sum(verdicts)} of {len(verdicts)}'))
-    said.append(('time', duration(sum(stage.result.get('seconds', 0) for stage in stages))))
+    said.append(('time', duration(sum(finite(stage.result.get('seconds')) or 0 for stage in stages))))
     if first := next((stage.manifest for stage in stages if stage.manifest), None):
         said += [('model', f'{number(parameters(first))} parameters, {first.model["num_layers"]} layers, '
                            f'{number(first.model["vocab_size"])} pieces'), ('seed', str(first.seed))]
@@ -108,7 +108,10 @@ def ending(stage: Stage) -> str:
 
 def verdict(stage: Stage) -> Verdict | None:
     """A stage's number of numbers, beside its yardsticks; None where they were not measured."""
-    found = _MEASURED[stage.kind](stage.figures) if stage.kind in _MEASURED else None
+    try:
+        found = _MEASURED[stage.kind](stage.figures)
+    except UNEXPECTED:  # the stage's own section says what is wrong
+        return None
     if found is None or finite(found.values.get(found.ours)) is None:
         return None
     ours = finite(found.values[found.ours])

@@ -1,12 +1,15 @@
 """What a part of the page may hold, and numbers as text.
 
-In: numbers as JSON has them: maybe absent, null, or the words 'nan' and 'inf'. Out: texts; a dash for what is no number.
+In: numbers as JSON has them: maybe absent, null, or the words 'nan' and 'inf'.
+Out: texts; a dash for what is no number.
 Left out: what is shown (`chain`, `sections`, `appendix`), the look (`page.html.jinja`).
 """
 
 import dataclasses
 import math
 from typing import Any
+
+UNEXPECTED = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)  # what odd contents of files cause
 
 
 @dataclasses.dataclass(frozen=True)

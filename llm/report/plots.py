@@ -27,13 +27,13 @@ _VARIABLES = {_INK: '--ink', _SOFT: '--soft', _GRID: '--grid',
               **{colour: f'--plot-{number}' for number, colour in enumerate(_COLOURS)}}
 _MARKERS = 'osD^vPX*'
 _STYLE = {
-    'text.parse_math': False, 'svg.fonttype': 'none', 'svg.hashsalt': 'quartet', 'font.size': 9, 'axes.titlesize': 9, 'legend.fontsize': 8.5,
+    'text.parse_math': False, 'svg.fonttype': 'none', 'svg.hashsalt': 'quartet', 'font.size': 9.5, 'legend.fontsize': 9,
     'text.color': _INK, 'axes.labelcolor': _SOFT, 'xtick.color': _SOFT, 'ytick.color': _SOFT, 'axes.edgecolor': _GRID,
     'axes.spines.top': False, 'axes.spines.right': False, 'axes.grid': True, 'grid.color': _GRID, 'grid.linewidth': .6,
     'axes.axisbelow': True, 'xtick.major.size': 0, 'ytick.major.size': 0, 'legend.frameon': False,
     'axes.prop_cycle': matplotlib.cycler(color=_COLOURS)}
 _WIDTH_INCHES = 4.6
-_LEGEND_CHARS = 66  # of a line of the legend; each name has a handle of 6 beside it
+_LEGEND_CHARS = 62  # of a line of the legend; each name has a handle of 6 beside it
 
 
 def lines(series: Lines, x: str, y: str, *, faint: Sequence[str] = (), mark: tuple[float, str] | None = None,

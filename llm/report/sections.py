@@ -101,9 +101,14 @@ def frontier(stage: Stage) -> str:
 # Numbers beside yardsticks.
 
 def columns(by_name: Mapping[str, Mapping[str, Any]], *left_out: str) -> list[str]:
-    """What is compared: keys of numbers, the model's own first."""
-    kinds = dict.fromkeys(kind for values in by_name.values() for kind in values)
-    return sorted((kind for kind in kinds if kind not in left_out), key=lambda kind: kind != 'model')
+    """What is compared: keys that are a number anywhere, the model's own first."""
+    kinds = dict.fromkeys(kind for values in by_name.values() for kind, value in values.items()
+                          if kind not in left_out and finite(value) is not None)
+    return sorted(kinds, key=lambda kind: kind != 'model')
+
+
+def split(stage: Stage) -> str:
+    return f'the {stage.figures.get("split")} split'
 
 
 def compared(by_name: Mapping[str, Mapping[str, Any]], kinds: list[str], what: str, show: Callable[[Any], str],
@@ -124,10 +129,11 @@ def bits_per_byte(stage: Stage) -> Part:
     if not texts:
         return unmeasured(title, stage)
     kinds = columns(texts, 'bytes')
-    return Part(title, f'Fewer is better. Each row is of the same bytes of the {stage.figures.get("split")} split; the '
-                'trigrams were fitted on the training text. "works" are all whole works together. The model\'s context '
-                f'{stage.figures.get("context", "is not known")}.',
-                plots=[('Further left is better', dots(texts, kinds, 'bits per byte'))],
+    note = (f'Fewer is better. Each row is of the same bytes of {split(stage)}; "works" are all whole works together. '
+            'The trigrams were fitted on the training text.')
+    if context := stage.figures.get('context'):
+        note += f' The model\'s context {context}.'
+    return Part(title, note, plots=[('Further left is better', dots(texts, kinds, 'bits per byte'))],
                 table=compared(texts, kinds, 'text', decimal, 'bytes'))
 
 
@@ -135,10 +141,9 @@ def answer_nats(stage: Stage) -> Part:
     title, nats = 'Answers beside the parent', stage.figures.get('answer_nats')
     if not nats:
         return unmeasured(title, stage)
-    return Part(title, f'Cross-entropy of the answers of the {stage.figures.get("split")} split, in nats a token. Fewer '
-                'is better.', table=Table(['source', 'this model', 'its parent'],
-                                          [[name, decimal(values.get('model')), decimal(values.get('parent'))]
-                                           for name, values in nats.items()]))
+    rows = [[name, decimal(values.get('model')), decimal(values.get('parent'))] for name, values in nats.items()]
+    return Part(title, f'Cross-entropy of the answers of {split(stage)}, in nats a token. Fewer is better.',
+                table=Table(['source', 'this model', 'its parent'], rows))
 
 
 def choices(stage: Stage) -> Part:
@@ -146,8 +151,8 @@ def choices(stage: Stage) -> Part:
     if not found:
         return unmeasured(title, stage)
     kinds = columns(found, 'rows', 'labels')
-    return Part(title, f'How often the likeliest of the labels is the right one, on the {stage.figures.get("split")} '
-                'split.', plots=[('Further right is better', dots(found, kinds, 'share of right labels'))],
+    return Part(title, f'How often the likeliest of the labels is the right one, on {split(stage)}.',
+                plots=[('Further right is better', dots(found, kinds, 'share of right labels'))],
                 table=compared(found, kinds, 'source', percent, 'rows'))
 
 
@@ -174,32 +179,28 @@ def calibration(stage: Stage) -> Part:
     for name, suffix in (('as trained', ''), ('after one temperature', '_after')):
         filled = [part for part in found['bins'] if finite(part.get(f'confidence{suffix}')) is not None]
         lines[name] = [part[f'confidence{suffix}'] for part in filled], [part[f'accuracy{suffix}'] for part in filled]
-    return Part(title, f'Expected calibration error: {percent(found.get("ece"))} as trained, '
-                f'{percent(found.get("ece_after"))} once its margins are divided by one temperature, '
-                f'{decimal(found.get("temperature"))}, fitted on validation pairs.',
-                plots=[('Reliability: on the dashed line, confidence says how often it is right',
-                        plots.reliability(lines))],
-                table=Table(['confidence', 'pairs', 'right', 'pairs, after', 'right, after'],
-                            [[f'{part["low"]:.2f} to {part["high"]:.2f}', number(part.get('count')),
-                              percent(part.get('accuracy')), number(part.get('count_after')),
-                              percent(part.get('accuracy_after'))] for part in found['bins']]))
+    note = (f'Expected calibration error: {percent(found.get("ece"))} as trained, {percent(found.get("ece_after"))} '
+            f'once margins are divided by one temperature, {decimal(found.get("temperature"))}, fitted on validation pairs.')
+    rows = [[f'{part["low"]:.2f} to {part["high"]:.2f}', number(part.get('count')), percent(part.get('accuracy')),
+             number(part.get('count_after')), percent(part.get('accuracy_after'))] for part in found['bins']]
+    return Part(title, note, plots=[('Reliability: on the dashed line, confidence says how often it is right',
+                                     plots.reliability(lines))],
+                table=Table(['confidence', 'pairs', 'right', 'pairs, after', 'right, after'], rows))
 
 
 def policies(stage: Stage) -> Part:
     title, found = 'Policies beside each other', stage.figures.get('policies')
     if not found:
         return unmeasured(title, stage)
-    shown = [kind for kind in POLICY_COLUMNS if any(finite(values.get(kind)) is not None for values in found.values())]
-    gold = stage.figures.get('gold_scorer', {})
-    return Part(title, f'Answers to the same {number(stage.figures.get("prompts"))} prompts of the '
-                f'{stage.figures.get("split")} split. Deviations are those of the SFT policy\'s own answers, with their '
-                'standard error. Best of N is the one of N SFT answers that the scorer likes most. '
-                + (f'The gold scorer was fitted on {number(gold["rows"])} rated texts that no model has seen; it orders '
-                   f'{percent(gold["accuracy_gap_1"])} of new pairs as people do whose ratings are more than 1 apart.'
-                   if gold else ''),
-                table=Table(['policy', *(POLICY_COLUMNS[kind] for kind in shown)],
-                            [[called(name), *(_policy_cell(values, kind) for kind in shown)]
-                             for name, values in found.items()]))
+    note = (f'Answers to the same {number(stage.figures.get("prompts"))} prompts of {split(stage)}. Deviations are '
+            "those of the SFT policy's own answers, with their standard error. Best of N is the one of N SFT answers that "
+            'the scorer likes most.')
+    if gold := stage.figures.get('gold_scorer'):
+        note += (f' The gold scorer was fitted on {number(gold["rows"])} rated texts that no model has seen; it orders '
+                 f'{percent(gold["accuracy_gap_1"])} of new pairs as people do whose ratings are more than 1 apart.')
+    shown = [kind for kind in POLICY_COLUMNS if any(finite(row.get(kind)) is not None for row in found.values())]
+    return Part(title, note, table=Table(['policy', *(POLICY_COLUMNS[kind] for kind in shown)], [
+        [called(name), *(_policy_cell(values, kind) for kind in shown)] for name, values in found.items()]))
 
 
 def _policy_cell(values: Mapping[str, Any], kind: str) -> str:
