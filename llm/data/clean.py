@@ -39,8 +39,9 @@ _LANGUAGE_CHARS, _LANGUAGE_PASSAGES = 1000, 32  # length and number of the passa
 
 def normalise(text: str) -> str:
     """NFC; every line end is a line feed; no invisible characters; at most two blank lines in a row."""
-    text = _LINE_END.sub('\n', unicodedata.normalize('NFC', text))
-    return _BLANK_LINES.sub('\n\n\n', _INVISIBLE.sub('', text))
+    # Composed last: what is invisible may stand between a letter and its accent.
+    text = unicodedata.normalize('NFC', _INVISIBLE.sub('', _LINE_END.sub('\n', text)))
+    return _BLANK_LINES.sub('\n\n\n', text)
 
 
 def fold(text: str) -> str:

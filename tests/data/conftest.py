@@ -6,7 +6,7 @@ import random
 import pytest
 
 from configs import base
-from llm.config import DataConfig, SourceConfig, from_dict
+from llm.config import CleanConfig, DataConfig, SourceConfig, from_dict
 from llm.data import tokenizer as tokenizers
 
 WORDS = ('the a of to and in is was film plot king queen love death night day good bad great dull bright '
@@ -43,15 +43,15 @@ def source():
 
 @pytest.fixture
 def data(tmp_path):
-    """data(**changes) -> DataConfig whose own folder is the test's."""
-    return lambda max_bad_percent=1.0, data_dir=str(tmp_path / 'data'): DataConfig(
-        sources={}, data_dir=data_dir, max_bad_percent=max_bad_percent)
+    """data(**changes) -> DataConfig whose own folder is the test's; it cleans nothing away unless told to."""
+    return lambda max_bad_percent=1.0, data_dir=str(tmp_path / 'data'), sources={}, **clean: DataConfig(
+        sources=sources, data_dir=data_dir, max_bad_percent=max_bad_percent, clean=CleanConfig(**clean))
 
 
 @pytest.fixture
 def prepared(tmp_path, data, tokenizer):
     """prepared(prepare, source, seq_len=..., split='train', ...) -> rows."""
-    def call(prepare, source, *, seq_len, split='train', max_bad_percent=1.0, **more):
-        return prepare('mine', source, split, tokenizer, seq_len=seq_len, data=data(max_bad_percent),
+    def call(prepare, source, *, seq_len, split='train', max_bad_percent=1.0, config=None, **more):
+        return prepare('mine', source, split, tokenizer, seq_len=seq_len, data=config or data(max_bad_percent),
                        cache_dir=str(tmp_path / 'cache'), progress=silent, **more)
     return call
