@@ -180,7 +180,8 @@ def calibration(stage: Stage) -> Part:
         filled = [part for part in found['bins'] if finite(part.get(f'confidence{suffix}')) is not None]
         lines[name] = [part[f'confidence{suffix}'] for part in filled], [part[f'accuracy{suffix}'] for part in filled]
     note = (f'Expected calibration error: {percent(found.get("ece"))} as trained, {percent(found.get("ece_after"))} '
-            f'once margins are divided by one temperature, {decimal(found.get("temperature"))}, fitted on validation pairs.')
+            f'once margins are divided by one temperature, {decimal(found.get("temperature"))}, fitted on validation '
+            'pairs.')
     rows = [[f'{part["low"]:.2f} to {part["high"]:.2f}', number(part.get('count')), percent(part.get('accuracy')),
              number(part.get('count_after')), percent(part.get('accuracy_after'))] for part in found['bins']]
     return Part(title, note, plots=[('Reliability: on the dashed line, confidence says how often it is right',
@@ -193,8 +194,8 @@ def policies(stage: Stage) -> Part:
     if not found:
         return unmeasured(title, stage)
     note = (f'Answers to the same {number(stage.figures.get("prompts"))} prompts of {split(stage)}. Deviations are '
-            "those of the SFT policy's own answers, with their standard error. Best of N is the one of N SFT answers that "
-            'the scorer likes most.')
+            "those of the SFT policy's own answers, with their standard error. Best of N is the one of N SFT answers "
+            'that the scorer likes most.')
     if gold := stage.figures.get('gold_scorer'):
         note += (f' The gold scorer was fitted on {number(gold["rows"])} rated texts that no model has seen; it orders '
                  f'{percent(gold["accuracy_gap_1"])} of new pairs as people do whose ratings are more than 1 apart.')
