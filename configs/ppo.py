@@ -24,7 +24,8 @@ def get_config(variant: str = '') -> ConfigDict:
     config.kl_budget = 10.0
     config.epochs = 2
     config.stop_step = 20
-    config.eval_every_steps = config.save_every_steps = 10
+    config.eval_every_steps = config.save_every_steps = 5  # gold_window of them are needed to see a trend
+    config.figures.rows = 256
     config.log_every_steps = 1
     config.optim.learning_rate = 1e-4
     config.optim.schedule = 'constant'
