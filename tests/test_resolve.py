@@ -8,9 +8,11 @@ import shutil
 from ml_collections import ConfigDict
 import pytest
 
-from llm.config import UserError
+from configs import base
+from llm.config import DataConfig, from_dict, stage_config, UserError
 from llm.data import tokenizer as tokenizers
 from llm.manifest import manifest_path, read, write
+from llm.resolve import content, first_bytes
 from llm.run import read_result
 from tests import damage
 from tests import tiny
@@ -20,6 +22,10 @@ from tests import tiny
 def workdir(finished_pipeline, tmp_path) -> pathlib.Path:
     """A copy of the finished pipeline's folders."""
     return shutil.copytree(finished_pipeline, tmp_path / 'runs')
+
+
+def silent(what: str, done: int, total: int) -> None:
+    """Progress that nobody watches."""
 
 
 def folder_of(workdir: pathlib.Path, name: str) -> pathlib.Path:
@@ -193,3 +199,46 @@ def test_bad_rows_above_the_share(workdir):
     assert refusal(alone(workdir, 'sft'), workdir / 'new').startswith(
         f'2 of 122 rows are bad, more than data.max_bad_percent=1.0: {workdir}/chats.jsonl:121: not JSON; '
         f'{workdir}/chats.jsonl:122: invalid UTF-8')
+
+
+def test_identity_holds_the_content_of_all_data_that_trains(tmp_path):
+    tiny.write_data(tmp_path)
+    config = tiny.pipeline_config(tmp_path).stages.ppo
+    config.ptx_data = base.data(chats=base.source(jsonl=str(tmp_path / 'chats.jsonl')))
+    config.gold_data = base.data(rated=base.source(jsonl=str(tmp_path / 'text.jsonl')))
+    hashes = content('ppo', stage_config(config), silent)
+    assert set(hashes) == {'data.prompts', 'ptx_data.chats', 'gold_data.rated'}
+    assert all(set(splits) == {'train', 'validation'} for splits in hashes.values())
+    config.ptx_coef, config.ptx_data, config.gold_data = 0.0, base.data(), base.data()
+    assert content('ppo', stage_config(config), silent) == {'data.prompts': hashes['data.prompts']}
+
+
+def test_what_is_only_measured_on_is_no_part_of_the_identity(tmp_path):
+    tiny.write_data(tmp_path)
+    config = tiny.pipeline_config(tmp_path).stages.sft
+    before = content('sft', stage_config(config), silent)
+    config.choices = base.data(labels=base.source(jsonl=str(tmp_path / 'chats.jsonl')))
+    assert content('sft', stage_config(config), silent) == before
+
+
+def test_tokenizer_is_trained_on_cleaned_text(tmp_path):
+    rows = ['cafe\u0301', 'x', 'the king', 'The KING', 'the queen']
+    (tmp_path / 'text.jsonl').write_text(''.join(json.dumps({'text': text}) + '\n' for text in rows))
+    data = from_dict(DataConfig, base.data(mine=base.source(
+        jsonl=str(tmp_path / 'text.jsonl'), holdout_percent=0.0)).to_dict())
+    assert list(first_bytes('mine', data, 1000)) in [['café', king, 'the queen'] for king in ('the king', 'The KING')]
+    assert list(first_bytes('mine', data, 3)) == ['caf']
+
+
+def test_each_run_says_what_its_data_held(finished_pipeline):
+    found = {folder.name.split('-')[0]: json.loads((folder / 'data.json').read_text())
+             for folder in finished_pipeline.glob('*-????????')}
+    assert {name: set(said) for name, said in found.items()} == {
+        'pretrain': {'text'}, 'sft': {'chats'}, 'reward': {'ranked', 'prompts'}, 'ppo': {'prompts'}}
+    for said in found['pretrain'], found['sft']:
+        for splits in said.values():
+            assert set(splits) >= {'train', 'validation'}
+            for account in splits.values():
+                assert account['documents'] >= account['kept'] >= account['records'] > 0
+                assert account['rows'] > 0 and account['tokens'] > account['records']
+                assert account['chars'] >= account['kept_chars'] > account['kept']

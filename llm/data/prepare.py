@@ -158,13 +158,15 @@ def _write(job: _Job, encode: Callable[[dict], Sequences], index: Callable[..., 
             described[name] = (array.dtype.name, list(array.shape))
     meta = {'name': job.name, 'split': job.split, 'kind': job.kind, 'key': job.key(), 'seq_len': job.seq_len,
             'answers': job.answers, **counts, 'rows': len(row_starts) - 1, 'tokens': int(starts[-1]),
-            'bad_rows': len(bad.named), 'cleaning': dataclasses.asdict(account), 'arrays': described, 'sha256': _sha256(folder, described)}
+            'bad_rows': len(bad.named), 'cleaning': dataclasses.asdict(account), 'arrays': described,
+            'sha256': _sha256(folder, described)}
     meta['note'] = _note(job, meta, bad)
     (folder / 'bad_rows.txt').write_text(''.join(line + '\n' for line in bad.named))
     (folder / 'meta.json').write_text(json.dumps(meta, indent=1))
 
 
-def _watched(job: _Job, records: Iterator[dict], bad: sources.BadRows, progress: sources.Progress) -> Iterator[dict]:
+def _watched(job: _Job, records: Iterator[dict], bad: sources.BadRows,
+             progress: sources.Progress) -> Iterator[dict]:
     """The records, with word of how many were read."""
     total = sources.size(job.source, job.split, job.data.data_dir)
     what = f'prepare {job.name}/{job.split}'

@@ -1,4 +1,4 @@
-"""What reaches a model: near-copies once and on one side, nothing of an evaluation split, and an account that adds up."""
+"""What reaches a model: near-copies once, on one side, nothing of an evaluation split; an account that adds up."""
 
 import json
 

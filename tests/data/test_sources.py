@@ -5,6 +5,7 @@ import json
 import pytest
 
 from llm.config import UserError
+from llm.data import sources
 from llm.data.sources import BadRows, content_sha256, records, size
 from tests.data.conftest import prose
 
@@ -99,6 +100,28 @@ def test_fields_are_renamed(tmp_path, source):
     assert all_of(source, path, fields={'text': 'body'}) == [{'text': 'x'}]
     with pytest.raises(UserError, match='fields.txt is not a field.*did you mean text'):
         all_of(source, path, fields={'txt': 'body'})
+
+
+@pytest.mark.parametrize('row, fields, record', [
+    ({'text': 'x', 'mean': 2}, {'score': 'mean'}, {'text': 'x', 'score': 2.0}),
+    ({'text': 'x', 'score': -0.5}, {'score': 'score'}, {'text': 'x', 'score': -0.5}),
+    ({'text': 'x', 'score': 1}, {}, {'text': 'x'}),  # nobody asked
+    ({'text': 'x', 'title': 'King'}, {}, {'text': 'x', 'title': 'King'}),
+    ({'text': 'x', 'title': 3}, {}, {'text': 'x'}),
+    ({'text': 'x', 'name': 'King'}, {'title': 'name'}, {'text': 'x', 'title': 'King'})])
+def test_scores_and_titles_of_texts(tmp_path, source, row, fields, record):
+    assert all_of(source, write(tmp_path / 'a.jsonl', row), fields=fields) == [record]
+
+
+@pytest.mark.parametrize('row', [{'text': 'x'}, {'text': 'x', 'mean': 'good'}, {'text': 'x', 'mean': True},
+                                 {'text': 'x', 'mean': float('inf')}])
+def test_a_text_without_the_score_that_is_asked_for_is_a_bad_row(tmp_path, source, row):
+    with pytest.raises(UserError, match='field score is .*not a finite number'):
+        all_of(source, write(tmp_path / 'a.jsonl', row), fields={'score': 'mean'})
+
+
+def test_figures_of_files_are_of_their_validation_split(tmp_path, source):
+    assert sources.test_split(source(jsonl=write(tmp_path / 'a.jsonl', {'text': 'x'})), 'unused') == 'validation'
 
 
 def test_glob_reads_files_in_order_of_name(tmp_path, source):
