@@ -8,6 +8,7 @@ Words are runs of letters and digits without capitals, so a script without space
 
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
+import functools
 import re
 import unicodedata
 import zlib
@@ -81,9 +82,9 @@ def repeated_share(text: str) -> float:
 
 def language_share(text: str, language: str) -> float:
     """Share of the letters in passages of that language, of up to 32 passages evenly spaced; 1 for short texts."""
-    if not any(language == label for label, _ in py3langid.rank('')):
-        known = [label for label, _ in py3langid.rank('')]
-        raise UserError(f'clean.language={language} is not a language that py3langid tells{nearest(language, known)}')
+    if language not in _languages():
+        raise UserError(f'clean.language={language} is not a language that py3langid tells'
+                        f'{nearest(language, _languages())}')
     if sum(map(str.isalpha, text)) < _JUDGED_LETTERS:
         return 1.0
     starts = range(0, len(text), _LANGUAGE_CHARS)
@@ -92,6 +93,11 @@ def language_share(text: str, language: str) -> float:
     letters = [sum(map(str.isalpha, passage)) for passage in passages]
     fitting = sum(count for passage, count in zip(passages, letters) if py3langid.classify(passage)[0] == language)
     return fitting / max(1, sum(letters))
+
+
+@functools.cache
+def _languages() -> list[str]:
+    return sorted(label for label, _ in py3langid.rank(''))
 
 
 def clusters(texts: Sequence[str], similarity: float, words: int = PHRASE_WORDS,

@@ -6,8 +6,9 @@
   ranked  {'messages', 'answers', 'scores'}: a higher score is better
   prompt  {'messages'}: what the policy answers; a last message of the assistant is the beginning it is given
 
-In: a row as JSON's types. Out: a record. A row may write 'prompt' for the one user message, and 'ranks'
-(1 is best) or 'chosen' and 'rejected' for scores. Left out: where rows come from (`sources.py`).
+In: a row as JSON's types. Out: a record, or what is wrong with the row. A row may write 'prompt' for the one user
+message, and 'ranks' (1 is best) or 'chosen' and 'rejected' for scores.
+Left out: where rows come from (`sources.py`).
 """
 
 import math
@@ -15,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from llm.config import UserError
 from llm.data.tokenizer import ROLES
 
 FIELDS = ('text', 'title', 'score', 'messages', 'prompt', 'answers', 'scores', 'ranks', 'chosen', 'rejected')
@@ -22,6 +24,40 @@ FIELDS = ('text', 'title', 'score', 'messages', 'prompt', 'answers', 'scores', '
 
 class BadRow(ValueError):
     """What is wrong with a row."""
+
+
+class BadRows:
+    """Counts rows and names the bad ones; raises UserError where their share is above `max_percent`."""
+
+    def __init__(self, max_percent: float):
+        self.max_percent = max_percent
+        self.seen = 0
+        self.named: list[str] = []  # 'file:line: what is wrong'
+        self._here = ''
+
+    def start(self, where: str) -> None:
+        """The next row stands at `where`."""
+        self.seen += 1
+        self.at(where)
+
+    def at(self, where: str) -> None:
+        """The row looked at, one that was seen before, stands at `where`."""
+        self._here = where
+
+    def add(self, why: str) -> None:
+        """The row looked at is bad."""
+        self.named.append(f'{self._here}: {why}')
+        if self.seen >= 1000:
+            self.check()
+
+    def check(self) -> None:
+        if self.named and 100 * len(self.named) > self.max_percent * self.seen:
+            raise UserError(f'{len(self.named)} of {self.seen} rows are bad, more than data.max_bad_percent='
+                            f'{self.max_percent}: {self.first()}')
+
+    def first(self) -> str:
+        """The first few, on one line."""
+        return '; '.join(self.named[:3]) + ('; ...' if len(self.named) > 3 else '')
 
 
 def record(row: Any, fields: dict[str, str]) -> dict[str, Any]:

@@ -21,46 +21,12 @@ import tensorflow_datasets as tfds
 from llm.config import SourceConfig, UserError, digest, nearest
 from llm.data.clean import clusters, fold
 from llm.data.datasets import BUILDERS
-from llm.data.records import FIELDS, BadRow, plain, record, text_of
+from llm.data.records import FIELDS, BadRow, BadRows, plain, record, text_of
 from llm.data.splits import fraction
 
 Progress = Callable[[str, int, int], None]  # what, done, total (0: not known)
 
 _READ_AT_ONCE = 256  # records of a TFDS set
-
-
-class BadRows:
-    """Counts rows and names the bad ones; raises UserError where their share is above `max_percent`."""
-
-    def __init__(self, max_percent: float):
-        self.max_percent = max_percent
-        self.seen = 0
-        self.named: list[str] = []  # 'file:line: what is wrong'
-        self._here = ''
-
-    def start(self, where: str) -> None:
-        """The next row stands at `where`."""
-        self.seen += 1
-        self.at(where)
-
-    def at(self, where: str) -> None:
-        """The row looked at, one that was seen before, stands at `where`."""
-        self._here = where
-
-    def add(self, why: str) -> None:
-        """The row looked at is bad."""
-        self.named.append(f'{self._here}: {why}')
-        if self.seen >= 1000:
-            self.check()
-
-    def check(self) -> None:
-        if self.named and 100 * len(self.named) > self.max_percent * self.seen:
-            raise UserError(f'{len(self.named)} of {self.seen} rows are bad, more than data.max_bad_percent='
-                            f'{self.max_percent}: {self.first()}')
-
-    def first(self) -> str:
-        """The first few, on one line."""
-        return '; '.join(self.named[:3]) + ('; ...' if len(self.named) > 3 else '')
 
 
 def materialize(source: SourceConfig, data_dir: str, progress: Progress) -> None:
