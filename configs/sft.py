@@ -9,16 +9,16 @@ from ml_collections import ConfigDict
 
 from configs import base
 
-PROMPTS = ('Write a film review.', 'Is this film review positive or negative?\n\na dull and clumsy mess',
-           'What is the capital of France?')
+PROMPTS = ('Write a film review.', 'Positive or negative?\n\na dull and clumsy mess', 'What is the capital of France?')
 
 
 def get_config(variant: str = '') -> ConfigDict:
     base.check_variant(variant, ('', 'tiny'))
     config = base.sft()
-    config.data = base.data(write=base.source(tfds='reviews/write'), judge=base.source(tfds='reviews/judge'),
+    config.data = base.data(write=base.source(tfds='reviews/write'), judge=base.source(tfds='reviews/judge', weight=3.0),
                             answer=base.source(tfds='exchanges', weight=0.5))
     config.choices = base.data(clear=base.source(tfds='reviews/clear'))
+    config.weigh = 'answers'  # or a label's few tokens are lost among those of written reviews
     config.stop_step = config.optim.schedule_steps = 300
     config.eval_every_steps = config.save_every_steps = 100
     config.optim.learning_rate = 1e-3

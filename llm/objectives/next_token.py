@@ -1,6 +1,6 @@
 """Next-token prediction: pretraining on all tokens, SFT on the tokens of answers.
 
-In: log-probabilities of target tokens, and which of them count.
+In: log-probabilities of target tokens, and which of them count, or how much.
 Out: a `Loss` in nats per token that counts.
 Left out: logits (`log_probs.py`); which tokens count (the rows say).
 """
@@ -22,3 +22,13 @@ def next_token(log_probs: TokenLogProbs, mask_BT: jax.Array, *, z_loss: float) -
     if z_loss:
         terms['z_loss'] = Term(*weighted(jnp.square(log_probs.logsumexp_BT), mask_BT), coef=z_loss)
     return Loss(terms, metrics={})
+
+
+def per_answer(mask_BT: jax.Array, segments_BT: jax.Array) -> jax.Array:
+    """weight_BT: the tokens that count, each weighing 1 / the number of them in its segment, so that segments weigh alike.
+
+    Short answers (a label) are then learned as fast as long ones.
+    """
+    same_BTS = segments_BT[:, :, None] == segments_BT[:, None, :]
+    count_BT = jnp.sum(jnp.where(same_BTS, mask_BT[:, None, :], 0.0), axis=2)
+    return mask_BT / jnp.maximum(count_BT, 1.0)

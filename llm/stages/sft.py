@@ -8,6 +8,7 @@ from collections.abc import Callable
 import functools
 from typing import Any
 
+import jax
 import numpy as np
 
 from llm import evaluate
@@ -18,6 +19,8 @@ from llm.data.prepare import prepare_chats
 from llm.journal import averaged, Journal
 from llm.loop import every, fit
 from llm.model.transformer import train_flops_per_token, Transformer
+from llm.objectives.loss import Loss
+from llm.objectives.next_token import per_answer
 from llm.optim import make_optimizer, schedule
 from llm.run import Result, Run
 from llm.stages import pretrain
@@ -38,7 +41,7 @@ def run(run: Run) -> Result:
     rows = run.corpora(prepare_chats, 'train', seq_len=config.seq_len)
     stream = Mixture.from_config(rows, config.data, config.seed, config.batch_size)
     model = Transformer(run.model_config, config.exec, dropout=config.dropout)
-    objective = functools.partial(pretrain.language_loss, model, z_loss=0.0)
+    objective = functools.partial(answer_loss, model, config.weigh)
     tx = make_optimizer(config.optim)
     state = run.train_state(initial(run), tx, run.load('init_from', model))
     train_step = make_train_step(objective, tx, shardings=shardings(state), schedule=schedule(config.optim),
@@ -70,6 +73,14 @@ def run(run: Run) -> Result:
         journal.samples(functools.partial(samples, run, chosen))
         journal.figures(functools.partial(figures, run, chosen))
         return journal.result()
+
+
+def answer_loss(model: Transformer, weigh: str, params: Any, frozen: None, batch: dict[str, jax.Array],
+                key: jax.Array) -> Loss:
+    """Cross-entropy of the answers' tokens, each token or each answer weighing the same."""
+    if weigh == 'answers':
+        batch = {**batch, 'mask_BT': per_answer(batch['mask_BT'], batch['segments_BT'])}
+    return pretrain.language_loss(model, params, frozen, batch, key, z_loss=0.0)
 
 
 def samples(run: Run, params: Any) -> list[dict[str, Any]]:

@@ -25,7 +25,7 @@ _INNER = 'vaderSentiment-3.3.2/additional_resources/hutto_ICWSM_2014.tar.gz'
 _DOMAINS = {'film': 'movieReviewSnippets', 'product': 'amazonReviewSnippets'}
 
 WRITE_PROMPT = 'Write a film review.'
-JUDGE_PROMPT = 'Is this film review positive or negative?\n\n'
+JUDGE_PROMPT = 'Positive or negative?\n\n'
 SHARES = {'train': 0.62, 'gold': 0.25, 'validation': 0.06, 'test': 0.07}
 # Near-copies, by eye: 'a small movie with a big impact.' and '... a big heart.' share 5 of 7 phrases of two words.
 # Longer phrases would miss copies of so few words that differ in one.
@@ -56,7 +56,7 @@ _VIEWS = {
 class Reviews(tfds.core.GeneratorBasedBuilder):
     """Rated review snippets, split by a hash of the snippet or of the near-copy that stands for it."""
 
-    VERSION = tfds.core.Version('2.0.0')
+    VERSION = tfds.core.Version('2.0.1')
     url_infos = None  # no URLs here; TFDS's way to look for them needs a package that it does not declare
     BUILDER_CONFIGS = [tfds.core.BuilderConfig(name=name, description=text)
                        for name, (text, _) in _VIEWS.items()]
