@@ -20,7 +20,7 @@ def cleaning(stages: list[Stage]) -> Part:
         return Part('Data', absent='no run of this pipeline has said what its data held (data.json)')
     reasons = list(dict.fromkeys(reason for *_, said in splits for reason in said.get('dropped', {})))
     rows = [[*where, number(said.get('documents')), number(said.get('kept')),
-             *(number(said.get('dropped', {}).get(reason, 0)) for reason in reasons),
+             *(number(said['dropped'][reason]) if reason in said.get('dropped', {}) else '' for reason in reasons),
              number(said.get('rows')), number(said.get('tokens'))] for *where, said in splits]
     quotes = [(f'{stage}, {source}, {split}: {_words(reason)}', text) for stage, source, split, said in splits
               for reason, texts in said.get('examples', {}).items() for text in texts]
@@ -32,16 +32,14 @@ def cleaning(stages: list[Stage]) -> Part:
 def differences(stages: list[Stage], defaults: Mapping[str, Any]) -> Part:
     """Where the configs leave the defaults: a row for each key, a column for each stage."""
     plain = json.loads(json.dumps(dict(defaults)))  # tuples become lists, as in identity.json
-    base: dict[str, str] = {}
-    here: dict[str, dict[str, str]] = {}
+    here: dict[tuple[str, str], dict[str, str]] = {}  # stages may have other defaults of one key
     for stage in stages:
         for key, old, new in _changes(stage.config, plain.get(stage.kind, {}), plain.get('source', {})):
-            base[key] = _value(old)
-            here.setdefault(key, {})[stage.name] = _value(new)
+            here.setdefault((key, _value(old)), {})[stage.name] = _value(new)
     if not here:
         return Part('Configuration', absent='every key of every stage has its default')
     names = [stage.name for stage in stages]
-    rows = [[key, base[key], *(values.get(name, '') for name in names)] for key, values in here.items()]
+    rows = [[*key, *(values.get(name, '') for name in names)] for key, values in sorted(here.items())]
     return Part('Configuration', 'Keys that differ from configs/base.py, which explains each of them.',
                 table=Table(['key', 'base', *names], rows, names=2 + len(names)))
 

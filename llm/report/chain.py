@@ -103,7 +103,8 @@ def ending(stage: Stage) -> str:
         last = max((row.get('step', 0) for row in stage.rows), default=0)
         return f'not finished: at step {number(last)} of {number(stage.config.get("stop_step"))}'
     why = 'the last one configured' if result.get('why') == 'stop_step' else result.get('why', '')
-    return f'kept step {number(result.get("step"))}; stopped at {number(result.get("last_step"))}, {why}'
+    kept = f'step {number(result.get("step"))}' if result.get('step') else 'what it began with'
+    return f'kept {kept}; stopped at {number(result.get("last_step"))}, {why}'
 
 
 def verdict(stage: Stage) -> Verdict | None:

@@ -26,6 +26,7 @@ class Sample:
     """A prompt, and what was said to it: by whom, the text, its scores by name."""
 
     prompt: str
+    begun: str  # the beginning of every answer, that the prompt gave
     answers: list[tuple[str, str, list[tuple[str, str]]]]
 
 

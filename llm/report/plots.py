@@ -16,7 +16,7 @@ import warnings
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FixedLocator, Locator, MaxNLocator
 
 Lines = Mapping[str, tuple[Sequence[float | None], Sequence[float | None]]]  # name -> xs, ys
 
@@ -33,6 +33,7 @@ _STYLE = {
     'axes.axisbelow': True, 'xtick.major.size': 0, 'ytick.major.size': 0, 'legend.frameon': False,
     'axes.prop_cycle': matplotlib.cycler(color=_COLOURS)}
 _WIDTH_INCHES = 4.6
+_NICE = (1, 2, 2.5, 5, 10)  # distances of ticks, by powers of ten
 _LEGEND_CHARS = 62  # of a line of the legend; each name has a handle of 6 beside it
 
 
@@ -54,9 +55,8 @@ def lines(series: Lines, x: str, y: str, *, faint: Sequence[str] = (), mark: tup
         for place, style in ((mark, ':'), (limit, '--')):
             if place:
                 axes.axvline(place[0], color=_SOFT, linewidth=1, linestyle=style, label=place[1])
-        if ticks:
-            axes.set_xticks(ticks)
-        _labels(axes, x, y)
+        whole = all(float(value).is_integer() for xs, _ in series.values() for value in _known(xs))
+        _labels(axes, x, y, FixedLocator(ticks) if ticks else MaxNLocator(6, steps=_NICE, integer=whole))
     return _svg(draw, 2.7)
 
 
@@ -103,16 +103,19 @@ def bars(rows: Mapping[str, Mapping[str, float]], x: str) -> str:
     return _svg(draw, 1.2 + .3 * len(rows))
 
 
-def _labels(axes: Axes, x: str, y: str) -> None:
+def _labels(axes: Axes, x: str, y: str, ticks: Locator | None = None) -> None:
+    axes.xaxis.set_major_locator(ticks or MaxNLocator(6, steps=_NICE))
     axes.set_xlabel(x)
     axes.set_ylabel(y)
-    if not axes.get_xticklabels() or len(axes.get_xticks()) > 7:
-        axes.xaxis.set_major_locator(MaxNLocator(6))
     names = axes.get_legend_handles_labels()[1]
     if names:
         fitting = _LEGEND_CHARS // (max(map(len, names)) + 6)
         axes.figure.legend(loc='outside upper left', ncols=max(1, min(fitting, len(names))), handlelength=1.6,
                            columnspacing=1.2, borderpad=0)
+
+
+def _known(values: Sequence[float | None]) -> list[float]:
+    return [value for value in _gaps(values) if math.isfinite(value)]
 
 
 def _gaps(values: Sequence[float | None]) -> list[float]:

@@ -5,6 +5,7 @@ In: a stage. Out: a `Part` each. Left out: what all stages share (`appendix`), t
 
 from collections.abc import Callable, Iterable, Mapping
 import functools
+import re
 from typing import Any
 
 from llm.report import plots
@@ -12,6 +13,7 @@ from llm.report.chain import called
 from llm.report.folder import Stage
 from llm.report.parts import decimal, finite, number, Part, percent, Sample, Table
 
+_MARK = re.compile(r'<\|\w+\|>')
 SAMPLES = 12  # pairs of answers shown
 POLICY_COLUMNS = {'gold': 'gold score', 'gold_deviations': 'gold, in deviations', 'reward': 'reward', 'vader': 'VADER',
                   'kl': 'KL, nats', 'kl_bound': 'KL at most', 'distinct_2': 'distinct-2', 'ended': 'ended',
@@ -213,7 +215,7 @@ def _policy_cell(values: Mapping[str, Any], kind: str) -> str:
 
 def said(stage: Stage, key: str) -> Part:
     """What was said to each of the configured prompts."""
-    samples = [Sample(row.get('prompt', ''), [('', row[key], [])]) for row in stage.samples if key in row]
+    samples = [Sample(*spoken(row.get('prompt', '')), [('', row[key], [])]) for row in stage.samples if key in row]
     return Part('What it says', samples=samples, absent='' if samples else 'no samples')
 
 
@@ -227,11 +229,17 @@ def liked(stage: Stage) -> Part:
 
 def side_by_side(stage: Stage) -> Part:
     """Answers of both policies to the same prompts; where prompts were configured, those of the policy alone."""
-    samples = [Sample(row['prompt'], [(called(who), row[who], _scores(row, who)) for who in ('sft', 'ppo')])
+    samples = [Sample(*spoken(row['prompt']), [(called(who), row[who], _scores(row, who)) for who in ('sft', 'ppo')])
                for row in stage.figures.get('samples') or stage.samples if 'sft' in row and 'ppo' in row]
     if not samples:
         return said(stage, 'answer')
     return Part('SFT and PPO side by side', 'Answers to the same held-out prompts.', samples=samples[:SAMPLES])
+
+
+def spoken(prompt: str) -> tuple[str, str]:
+    """A prompt without the marks of the chat template: what was asked, and the beginning that it gave the answer."""
+    *asked, begun = _MARK.split(prompt)
+    return (' '.join(filter(None, asked)), begun) if asked else (prompt, '')
 
 
 def _scores(row: Mapping[str, Any], who: str) -> list[tuple[str, str]]:

@@ -71,8 +71,7 @@ def load_frozen(run: Run) -> dict[str, Any]:
 
 def run(run: Run) -> Result:
     config = run.config
-    prompts = run.corpora(prepare_prompts, 'train', seq_len=config.max_prompt_tokens)
-    models = models_of(run)
+    prompts, models = run.corpora(prepare_prompts, 'train', seq_len=config.max_prompt_tokens), models_of(run)
     env = environment(run, models, Mixture.from_config(
         prompts, config.data, config.seed, config.rollout_batch).rows)
     objective = functools.partial(clipped_loss, run, models)
@@ -132,7 +131,8 @@ def make_iteration(run: Run, rollout: Callable, frozen: Any, train_step: Callabl
     def iteration(state: TrainState, prompts: dict[str, jax.Array]) -> tuple[TrainState, dict[str, Any]]:
         key = jax.random.fold_in(jax.random.fold_in(state.key, _SAMPLING), state.step)
         chats = {name: prompts.pop(name) for name in list(prompts) if name.startswith(_CHATS)}
-        trajectories, seen = rollout(state.params, frozen, prompts, key, state.step)
+        with run.phases.during('rollout'):
+            trajectories, seen = jax.block_until_ready(rollout(state.params, frozen, prompts, key, state.step))
         batch = advantages(trajectories, host['kl_coef']) | chats
         updates = []
         for rows_B in minibatches(config, int(state.step)):
@@ -172,8 +172,8 @@ def environment(run: Run, models: Models, prompts: Callable[[np.ndarray], dict[s
 def make_rollout(run: Run, models: Models, env: Env) -> Callable:
     """Returns rollout(params, frozen, prompts, key, version=0) -> (Trajectories, seen), compiled as one program.
 
-    The policy answers, the environment judges, the reference and the value read what was said. `seen` are means over
-    answers. A prompt of length 0 fills up a batch, and what comes of it means nothing.
+    The policy answers, the environment judges, the reference and the value read what was said. `seen` are means.
+    A prompt of length 0 fills up a held-out batch, and what comes of it means nothing.
     """
     config, special = run.config, run.tokenizer.special_ids
     generate = make_generate(models.policy, max_new_tokens=config.max_new_tokens, temperature=config.temperature,
@@ -238,12 +238,9 @@ def read_log_probs(run: Run, models: Models, params: Any, tokens_BT: jax.Array) 
 
 
 def read_values(run: Run, models: Models, params: Any, tokens_BT: jax.Array) -> jax.Array:
-    """value_BT: what the value model expects before token t, in deviations of the scorer; meaningless at t = 0.
-
-    One that began as the scorer speaks in the scorer's units; a new head has none to be rid of.
-    """
+    """value_BT: what the value model expects before token t, in deviations of the scorer; meaningless at t = 0."""
     value_BT = models.value.apply({'params': params}, tokens_BT, *whole_rows(tokens_BT))
-    if run.config.value_from == 'reward':
+    if run.config.value_from == 'reward':  # it speaks in the scorer's units; a new head has none to be rid of
         normalizer = run.parents['reward_from'].manifest.reward
         value_BT = (value_BT - normalizer['mean']) / normalizer['deviation']
     return _before(value_BT)
