@@ -46,6 +46,8 @@ KEEPERS = {
     'orbax': {'llm/checkpoint.py'},
     'llm.stages': {'llm/pipeline.py', 'llm/stages'},
     'sentencepiece': {'llm/data/tokenizer.py'},
+    'jinja2': {'llm/report'},
+    'matplotlib': {'llm/report'},
     'llm.main': set(),
 }
 

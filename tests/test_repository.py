@@ -103,6 +103,14 @@ def test_every_dependency_has_its_reason_beside_it():
     assert bare == []
 
 
+def test_what_is_no_module_is_installed_with_its_package():
+    call, = (node for node in ast.walk(ast.parse((ROOT / 'setup.py').read_text()))
+             if isinstance(node, ast.Call) and ast.unparse(node.func) == 'setup')
+    named = ast.literal_eval(next(word.value for word in call.keywords if word.arg == 'package_data'))
+    files = {name for name in tracked() if name.startswith('llm/') and not name.endswith('.py')}
+    assert files == {f'{package.replace(".", "/")}/{name}' for package, names in named.items() for name in names}
+
+
 def test_constraints_are_exact_versions():
     assert [str(pin) for pin in PINS.values() if not re.fullmatch(r'==[\w.]+', str(pin.specifier))] == []
 
