@@ -22,6 +22,8 @@ def get_config(variant: str = '') -> ConfigDict:
                                                      fields={'score': 'mean'}))
     config.ptx_data = base.data(write=base.source(tfds='reviews/write'))  # read where ptx_coef is not 0
     config.kl_budget = 10.0
+    config.max_prompt_tokens = 32
+    config.seq_len = 80
     config.epochs = 2
     config.stop_step = 20
     config.eval_every_steps = config.save_every_steps = 5  # gold_window of them are needed to see a trend
@@ -35,7 +37,7 @@ def get_config(variant: str = '') -> ConfigDict:
         base.shrink(config)
         config.rollout_batch = 16
         config.max_new_tokens = 16
-        config.seq_len = 80
+        config.seq_len = 48
         config.stop_step = 4
         config.eval_every_steps = config.save_every_steps = 2
     return config

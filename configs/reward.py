@@ -20,6 +20,7 @@ def get_config(variant: str = '') -> ConfigDict:
     config.stop_step = config.optim.schedule_steps = 300
     config.eval_every_steps = config.save_every_steps = 100
     config.seq_len = 96
+    config.max_prompt_tokens = 32
     config.optim.learning_rate = 5e-4
     config.optim.warmup_steps = 20
     config.dropout = 0.1

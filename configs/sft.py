@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from configs import base
 
-PROMPTS = ('Write a film review.', 'Positive or negative?\n\na dull and clumsy mess', 'What is the capital of France?')
+PROMPTS = ('Write a film review.', 'Good or bad?\n\na dull and clumsy mess', 'What is the capital of France?')
 
 
 def get_config(variant: str = '') -> ConfigDict:

@@ -139,7 +139,7 @@ def test_shorter_stop_step_keeps_the_longer_run(workdir, nothing_runs):
 
 
 @pytest.mark.parametrize('key, value, line', [
-    ('pretrain.optim.learning_rate', 1e-2, 'optim.learning_rate: 0.003 -> 0.01'),
+    ('pretrain.optim.learning_rate', 1e-2, 'optim.learning_rate: 0.005 -> 0.01'),
     ('pretrain.seed', 1, 'seed: 0 -> 1'),
     ('pretrain.model.num_layers', 3, 'model.num_layers: 2 -> 3'),
     ('sft.patience', 1, 'patience: 3 -> 1'),

@@ -9,7 +9,7 @@ import pytest
 from llm.main import guarded
 from llm.run import read_result
 from tests.stages import exactness
-from tools import evaluate, lineage, sample
+from tools import compare, evaluate, lineage, sample
 
 
 @pytest.fixture
@@ -108,3 +108,19 @@ def test_lineage_goes_from_the_policy_to_the_raw_data_of_all_four_stages(finishe
         folder = exactness.folder_of(name, finished_pipeline)
         assert line.startswith(f'{role} {name} {folder}/checkpoints@{step} identity ')
         assert f'{finished_pipeline}/{data}.jsonl' in line
+
+
+def test_compare_takes_the_mean_and_the_range_over_workdirs(finished_pipeline, tmp_path, printed):
+    other = shutil.copytree(finished_pipeline, tmp_path / 'other')
+    path, = other.glob('ppo-*/figures.json')
+    figures = json.loads(path.read_text())
+    here = figures['policies']['sft']['length']
+    figures['policies']['sft']['length'] = here + 2
+    path.write_text(json.dumps(figures))
+    rows = printed(compare, str(finished_pipeline), str(other))
+    row, = (row for row in rows if row.startswith('| ppo/policies/sft/length |'))
+    assert [float(cell) for cell in row.split('|')[2:-1]] == pytest.approx([here + 1, here, here + 2, 2], rel=1e-3)
+
+
+def test_compare_refuses_a_folder_without_runs(tmp_path, refusal):
+    assert 'holds no run' in refusal(compare, str(tmp_path))

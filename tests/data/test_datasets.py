@@ -115,7 +115,7 @@ def test_ratings_are_every_raters_and_agree_with_the_other_views(read, data_dir)
         assert sum(row['ratings']) / len(row['ratings']) == pytest.approx(float(row['mean']), abs=1e-5)
     means = {row['text'].decode(): float(row['mean']) for row in rows if row['domain'] == b'film'}
     for view, least in (('judge', 0.5), ('clear', 1.0 + 1e-6)):
-        bounds = {'positive': (least, 4), 'negative': (-4, -least)}
+        bounds = {'good': (least, 4), 'bad': (-4, -least)}
         judged = read(f'reviews/{view}')['validation']
         assert len(judged) > 400
         for row in judged:

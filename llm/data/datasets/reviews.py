@@ -25,7 +25,7 @@ _INNER = 'vaderSentiment-3.3.2/additional_resources/hutto_ICWSM_2014.tar.gz'
 _DOMAINS = {'film': 'movieReviewSnippets', 'product': 'amazonReviewSnippets'}
 
 WRITE_PROMPT = 'Write a film review.'
-JUDGE_PROMPT = 'Positive or negative?\n\n'
+JUDGE_PROMPT = 'Good or bad?\n\n'
 SHARES = {'train': 0.62, 'gold': 0.25, 'validation': 0.06, 'test': 0.07}
 # Near-copies, by eye: 'a small movie with a big impact.' and '... a big heart.' share 5 of 7 phrases of two words.
 # Longer phrases would miss copies of so few words that differ in one.
@@ -43,7 +43,7 @@ _VIEWS = {
                  'mean': np.float32}),
     'text': ('the snippets', {'text': _TEXT}),
     'write': ('chats: write a film review', {'messages': _MESSAGES}),
-    'judge': ('chats: is this film review positive or negative', {'messages': _MESSAGES}),
+    'judge': ('chats: is this film review good or bad', {'messages': _MESSAGES}),
     'clear': ('chats: the same of snippets that are clearly one of them', {'messages': _MESSAGES}),
     'rank': ('four film snippets with their mean ratings, each snippet four times',
              {'prompt': _TEXT, 'answers': tfds.features.Sequence(_TEXT),
@@ -56,7 +56,7 @@ _VIEWS = {
 class Reviews(tfds.core.GeneratorBasedBuilder):
     """Rated review snippets, split by a hash of the snippet or of the near-copy that stands for it."""
 
-    VERSION = tfds.core.Version('2.0.1')
+    VERSION = tfds.core.Version('2.1.0')
     url_infos = None  # no URLs here; TFDS's way to look for them needs a package that it does not declare
     BUILDER_CONFIGS = [tfds.core.BuilderConfig(name=name, description=text)
                        for name, (text, _) in _VIEWS.items()]
@@ -113,7 +113,7 @@ def _write(films):
 def _judge(films):
     for snippet in films:
         if abs(snippet['mean']) >= NEUTRAL_BELOW:
-            verdict = 'positive' if snippet['mean'] > 0 else 'negative'
+            verdict = 'good' if snippet['mean'] > 0 else 'bad'  # a token each, in a vocabulary of this text
             yield snippet['id'], _chat(JUDGE_PROMPT + snippet['text'], verdict)
 
 
