@@ -21,9 +21,9 @@ def get_config(variant: str = '') -> ConfigDict:
     config.eval_every_steps = config.save_every_steps = 100
     config.seq_len = 96
     config.max_prompt_tokens = 32
-    config.optim.learning_rate = 5e-4
+    config.optim.learning_rate = 1e-3
     config.optim.warmup_steps = 20
-    config.dropout = 0.1
+    config.dropout = 0.2
     if variant == 'tiny':
         base.shrink(config)
         config.normalize_samples = 16

@@ -15,13 +15,14 @@ PROMPTS = ('Write a film review.', 'Good or bad?\n\na dull and clumsy mess', 'Wh
 def get_config(variant: str = '') -> ConfigDict:
     base.check_variant(variant, ('', 'tiny'))
     config = base.sft()
-    config.data = base.data(write=base.source(tfds='reviews/write'), judge=base.source(tfds='reviews/judge', weight=3.0),
+    config.data = base.data(write=base.source(tfds='reviews/write'), judge=base.source(tfds='reviews/judge', weight=4.0),
                             answer=base.source(tfds='exchanges', weight=0.5))
     config.choices = base.data(clear=base.source(tfds='reviews/clear'))
     config.weigh = 'answers'  # or a label's few tokens are lost among those of written reviews
-    config.stop_step = config.optim.schedule_steps = 300
-    config.eval_every_steps = config.save_every_steps = 100
-    config.optim.learning_rate = 1e-3
+    config.stop_step = config.optim.schedule_steps = 400
+    config.eval_every_steps = config.save_every_steps = 200
+    config.eval_rows = 128
+    config.optim.learning_rate = 2e-3
     config.optim.warmup_steps = 20
     config.dropout = 0.1
     config.samples.prompts = PROMPTS
