@@ -27,6 +27,7 @@ from llm.yardsticks import gzip_bits_per_byte
 Ids = tuple[list[int], list[int]]  # token ids, and 1 beside each that counts
 
 _MOST_WORKS = 16  # titled documents of a source that are measured one by one; of more, only all together
+_WIDTH = 32  # rows are a multiple of it, in tokens: each width is compiled once
 _BYTES_PER_TOKEN = 4  # about; turns `figures.rows` into bytes of text
 
 
@@ -81,7 +82,7 @@ def reader(run: Run) -> Callable[[Any, list[Ids]], np.ndarray]:
     in its window, 1 to `seq_len` of them.
     """
     model = Transformer(run.model_config, run.config.exec)
-    width, pad = run.config.seq_len, run.tokenizer.special_ids['pad']
+    pad = run.tokenizer.special_ids['pad']
 
     def row_nats(params, batch):
         tokens_BT, variables = batch['tokens_BT'], {'params': params}
@@ -92,6 +93,8 @@ def reader(run: Run) -> Callable[[Any, list[Ids]], np.ndarray]:
     each = over_rows(run, row_nats)
 
     def read(params: Any, sequences: list[Ids]) -> np.ndarray:
+        longest = max(len(ids) for ids, _ in sequences) - 1
+        width = min(run.config.seq_len, -(-longest // _WIDTH) * _WIDTH)  # short ones in short rows, of few widths
         cuts = [(number, start) for number, (ids, _) in enumerate(sequences) for start in range(0, len(ids) - 1, width)]
         rows = {'tokens_BT': np.full((len(cuts), width), pad, np.int32),
                 'targets_BT': np.full((len(cuts), width), pad, np.int32),
