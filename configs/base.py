@@ -139,7 +139,7 @@ def sft() -> ConfigDict:
     config = stage('sft')
     with config.unlocked():
         config.patience = 3             # evaluations without a better one before the stage ends.
-        config.weigh = 'tokens'         # what weighs the same in the loss: tokens, or answers whatever their length.
+        config.weigh = 'tokens'         # what weighs the same in the loss: tokens, or chats however long their answers.
         # Chats whose answer is one of a few labels; the stage's figures say how often the likeliest label is right.
         config.choices = data()
     return config

@@ -273,12 +273,12 @@ class SFTConfig(StageConfig):
     """Next-token prediction on the answers of packed chats."""
 
     patience: int
-    weigh: str = 'tokens'  # 'tokens' | 'answers'
+    weigh: str = 'tokens'  # 'tokens' | 'chats'
     choices: DataConfig = _NO_DATA
 
     def __post_init__(self):
         super().__post_init__()
-        _one_of('weigh', self.weigh, ('tokens', 'answers'))
+        _one_of('weigh', self.weigh, ('tokens', 'chats'))
         _at_least(1, self, 'patience')
 
 

@@ -24,10 +24,10 @@ def next_token(log_probs: TokenLogProbs, mask_BT: jax.Array, *, z_loss: float) -
     return Loss(terms, metrics={})
 
 
-def per_answer(mask_BT: jax.Array, segments_BT: jax.Array) -> jax.Array:
+def per_chat(mask_BT: jax.Array, segments_BT: jax.Array) -> jax.Array:
     """weight_BT: the tokens that count, each weighing 1 / the number of them in its segment, so that segments weigh alike.
 
-    Short answers (a label) are then learned as fast as long ones.
+    A segment is one chat of a row. Chats with short answers (a label) are then learned as fast as those with long ones.
     """
     same_BTS = segments_BT[:, :, None] == segments_BT[:, None, :]
     count_BT = jnp.sum(jnp.where(same_BTS, mask_BT[:, None, :], 0.0), axis=2)

@@ -20,7 +20,7 @@ from llm.journal import averaged, Journal
 from llm.loop import every, fit
 from llm.model.transformer import train_flops_per_token, Transformer
 from llm.objectives.loss import Loss
-from llm.objectives.next_token import per_answer
+from llm.objectives.next_token import per_chat
 from llm.optim import make_optimizer, schedule
 from llm.run import Result, Run
 from llm.stages import pretrain
@@ -77,9 +77,9 @@ def run(run: Run) -> Result:
 
 def answer_loss(model: Transformer, weigh: str, params: Any, frozen: None, batch: dict[str, jax.Array],
                 key: jax.Array) -> Loss:
-    """Cross-entropy of the answers' tokens, each token or each answer weighing the same."""
-    if weigh == 'answers':
-        batch = {**batch, 'mask_BT': per_answer(batch['mask_BT'], batch['segments_BT'])}
+    """Cross-entropy of the answers' tokens, each token or each chat weighing the same."""
+    if weigh == 'chats':
+        batch = {**batch, 'mask_BT': per_chat(batch['mask_BT'], batch['segments_BT'])}
     return pretrain.language_loss(model, params, frozen, batch, key, z_loss=0.0)
 
 

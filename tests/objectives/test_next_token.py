@@ -7,7 +7,7 @@ import optax
 
 from llm.objectives.log_probs import token_log_probs
 from llm.objectives.loss import total
-from llm.objectives.next_token import next_token, per_answer
+from llm.objectives.next_token import next_token, per_chat
 
 KEYS = jax.random.split(jax.random.key(0), 3)
 X_BTD, W_VD = jax.random.normal(KEYS[0], (2, 5, 4)), jax.random.normal(KEYS[1], (9, 4))
@@ -39,8 +39,8 @@ def test_masked_tokens_give_no_gradient():
     np.testing.assert_array_equal(jnp.any(gradient_BTD != 0, axis=2), MASK_BT > 0)
 
 
-def test_answers_weigh_alike_whatever_their_length():
+def test_chats_weigh_alike_however_long_their_answers():
     mask_BT = jnp.array([[0.0, 1, 1, 1, 0, 1, 0, 0], [0, 0, 1, 0, 1, 1, 0, 0]])
     segments_BT = jnp.array([[1, 1, 1, 1, 2, 2, 0, 0], [1, 1, 1, 2, 2, 2, 2, 0]])
     expected_BT = [[0, 1 / 3, 1 / 3, 1 / 3, 0, 1, 0, 0], [0, 0, 1, 0, 0.5, 0.5, 0, 0]]
-    np.testing.assert_allclose(per_answer(mask_BT, segments_BT), expected_BT, rtol=1e-6)
+    np.testing.assert_allclose(per_chat(mask_BT, segments_BT), expected_BT, rtol=1e-6)
