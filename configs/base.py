@@ -65,7 +65,7 @@ def data(**sources: ConfigDict) -> ConfigDict:
             'max_repeated_share': 0.5,    # of a document's words, in phrases of five words that it has said before.
             'language': placeholder(str), # ISO 639-1, e.g. 'en'; empty: any.
             'min_language_share': 0.5,    # of a document's letters, in passages of that language.
-            'duplicate_similarity': 0.8,  # Jaccard, of phrases of five words; alike documents are kept once; 0: all kept.
+            'duplicate_similarity': 0.8,  # Jaccard, of phrases of words; of alike documents one is kept; 0: all are.
             'overlap_words': 13,          # a training passage that shares this many words in a row with an evaluation
                                           # split is left out; 0: none is.
         },

@@ -3,7 +3,7 @@
 Source: PPO (arXiv:1707.06347) with the KL penalty and adaptive controller of arXiv:1909.08593, and the value
 function started from the scorer as in arXiv:2203.02155.
 Command: python -m llm.main --config=configs/ppo.py --workdir=runs/x --config.init_from=SFT --config.reward_from=REWARD
-Hardware: two CPU cores, 3 minutes; `:tiny` takes seconds.
+Hardware: two CPU cores, 3 minutes; `:tiny` takes seconds; `:ptx` adds a supervised term on human reviews.
 Expected: answers that a gold scorer prefers, fitted on ratings that no model saw, within the KL budget, and as diverse
 as the SFT model's; numbers in experiments/.
 """
@@ -14,18 +14,17 @@ from configs import base
 
 
 def get_config(variant: str = '') -> ConfigDict:
-    base.check_variant(variant, ('', 'tiny'))
+    base.check_variant(variant, ('', 'tiny', 'ptx'))
     config = base.ppo()
     config.data = base.data(begin=base.source(tfds='reviews/begin'))
     # The split that nothing else reads.
     config.gold_data = base.data(ratings=base.source(tfds='reviews/ratings', train_split='gold',
                                                      fields={'score': 'mean'}))
-    config.ptx_data = base.data(write=base.source(tfds='reviews/write'))  # read where ptx_coef is not 0
     config.kl_budget = 10.0
     config.max_prompt_tokens = 32
     config.seq_len = 80
     config.epochs = 2
-    config.stop_step = 20
+    config.stop_step = 15
     config.eval_every_steps = config.save_every_steps = 5  # gold_window of them are needed to see a trend
     config.figures.rows = 256
     config.log_every_steps = 1
@@ -33,6 +32,9 @@ def get_config(variant: str = '') -> ConfigDict:
     config.optim.schedule = 'constant'
     config.optim.warmup_steps = 0
     config.optim.weight_decay = 0.0
+    if variant == 'ptx':
+        config.ptx_coef = 0.5
+        config.ptx_data = base.data(write=base.source(tfds='reviews/write'))
     if variant == 'tiny':
         base.shrink(config)
         config.rollout_batch = 16

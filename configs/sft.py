@@ -15,7 +15,8 @@ PROMPTS = ('Write a film review.', 'Good or bad?\n\na dull and clumsy mess', 'Wh
 def get_config(variant: str = '') -> ConfigDict:
     base.check_variant(variant, ('', 'tiny'))
     config = base.sft()
-    config.data = base.data(write=base.source(tfds='reviews/write'), judge=base.source(tfds='reviews/judge', weight=4.0),
+    config.data = base.data(write=base.source(tfds='reviews/write'),
+                            judge=base.source(tfds='reviews/judge', weight=4.0),
                             answer=base.source(tfds='exchanges', weight=0.5))
     config.choices = base.data(clear=base.source(tfds='reviews/clear'))
     config.weigh = 'chats'  # or a label's few tokens are lost among those of written reviews

@@ -70,10 +70,11 @@ def make_optimizer(config: OptimConfig, *, frozen_steps: int = 0) -> optax.Gradi
         rule = optax.adamw(rate, b1=config.b1, b2=config.b2, eps=config.eps, weight_decay=config.weight_decay,
                            mask=decay_mask)
     else:
-        rule = optax.contrib.muon(
-            rate, beta=0.95, eps=config.eps, adam_b1=config.b1, adam_b2=config.b2, consistent_rms=_RMS,
-            weight_decay=config.weight_decay, adam_weight_decay=config.weight_decay, weight_decay_mask=decay_mask,
-            muon_weight_dimension_numbers=hidden_matrices)
+        # Decay is added here: optax's own Muon would decay norms and biases too. At rate 1 it gives -update.
+        direction = optax.contrib.muon(1.0, beta=0.95, eps=config.eps, adam_b1=config.b1, adam_b2=config.b2,
+                                       consistent_rms=_RMS, muon_weight_dimension_numbers=hidden_matrices)
+        rule = optax.chain(direction, optax.add_decayed_weights(-config.weight_decay, decay_mask),
+                           optax.scale_by_schedule(rate))
     return optax.chain(optax.clip_by_global_norm(config.clip_norm), rule)
 
 

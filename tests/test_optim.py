@@ -97,9 +97,10 @@ def one_update(tx, params, grads):
     return optax.apply_updates(params, updates)
 
 
-def test_decay_shrinks_by_rate_times_decay_and_spares_biases():
+@pytest.mark.parametrize('name', ('adamw', 'muon'))
+def test_decay_shrinks_by_rate_times_decay_and_spares_biases(name):
     params = {'w': jnp.full((2, 2), 3.0), 'bias': jnp.full(2, 3.0)}
-    found = one_update(optim.make_optimizer(CONFIG), params, jax.tree.map(jnp.zeros_like, params))
+    found = one_update(optim.make_optimizer(changed(name=name)), params, jax.tree.map(jnp.zeros_like, params))
     np.testing.assert_allclose(found['w'], 3.0 * (1 - 0.1 / 4 * 0.5), rtol=1e-6)
     np.testing.assert_array_equal(found['bias'], 3.0)
 

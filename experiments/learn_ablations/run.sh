@@ -6,7 +6,7 @@ parents=$1 seed=$2 out=$3
 sft=$(echo "$parents"/sft-*) reward=$(echo "$parents"/reward-*)
 
 ppo() {
-    python -m llm.main --config=configs/ppo.py --workdir="$out/$1" --config.init_from="$sft" \
+    python -m llm.main --config="configs/ppo.py${variant:-}" --workdir="$out/$1" --config.init_from="$sft" \
         --config.reward_from="$reward" --config.seed="$seed" "${@:2}"
 }
 
@@ -14,6 +14,6 @@ ppo value_from_sft --config.value_from=sft
 ppo no_whitening --config.whiten_advantages=False
 ppo fixed_kl --config.kl_horizon=inf
 ppo no_eos_penalty --config.missing_eos_penalty=0.0
-ppo ptx --config.ptx_coef=0.5
+variant=:ptx ppo ptx
 python -m llm.main --config=configs/reward.py --workdir="$out/pairs" --config.init_from="$sft" --config.seed="$seed" \
     --config.ranked_answers=2 --config.batch_size=16
