@@ -124,7 +124,7 @@ def chosen_step(folder: epath.Path, where: str) -> int:
 
 
 def content(name: str, config: StageConfig, progress: Callable[[str, int, int], None]) -> dict[str, dict[str, str]]:
-    """SHA-256 of the data that a stage learns from, by source and split; all of its data is brought here first."""
+    """SHA-256 of the data that makes a stage's parameters, by source and split; all its data is brought here first."""
     hashes: dict[str, dict[str, str]] = {}
     needed = {'data', 'prompt_data'} if config.stage == 'reward' else {'data'}
     with _of_stage(name):
@@ -136,7 +136,7 @@ def content(name: str, config: StageConfig, progress: Callable[[str, int, int], 
                 sources.materialize(source, data.data_dir, progress)
                 if key != 'choices':
                     hashes[f'{key}.{source_name}'] = {split: sources.content_sha256(source, split, data.data_dir)
-                                                      for split in ('train', 'validation')}
+                                                      for split in corpus.splits_that_count(source, data)}
     return hashes
 
 

@@ -26,10 +26,10 @@ PHRASE_WORDS = 5  # of repetitions and near-copies
 # Models are Few-Shot Learners" (2020), appendix C, for overlaps of 13 words.
 TEMPLATE_DOCUMENTS = 10
 _WORD = re.compile(r'\w+')
-_LINE_END = re.compile('\r\n|[\r\v\f\x85\u2028\u2029]')
+_LINE_END = re.compile('\r\n|[\r\v\f\x1c-\x1f\x85\u2028\u2029]')
 # Control characters but tab and line feed; soft hyphen, zero-width space, word joiner, byte-order mark; marks that
 # turn the direction of a whole passage. Joiners (U+200C, U+200D) stay: scripts and emoji need them.
-_INVISIBLE = re.compile('[\x00-\x08\x0e-\x1f\x7f-\x9f\u00ad\u200b\u2060\ufeff\u202a-\u202e\u2066-\u2069]')
+_INVISIBLE = re.compile('[\x00-\x08\x0e-\x1b\x7f-\x9f\u00ad\u200b\u2060\ufeff\u202a-\u202e\u2066-\u2069]')
 _BLANK_LINES = re.compile(r'\n(?:[ \t]*\n){3,}')
 # A passage ends after a line, or after a sentence; a full stop after a digit ends none (numbers of verses, lists).
 _PASSAGE_END = re.compile(r'\n+|(?<=[^\d\s][.!?])["\'’”)\]]*\s+')

@@ -80,6 +80,11 @@ def evaluation_phrases(data: DataConfig) -> set[str]:
     return phrases
 
 
+def splits_that_count(source: SourceConfig, data: DataConfig) -> list[str]:
+    """Splits that decide what is learned: train, what chooses the step, what training records are kept apart from."""
+    return ['train', *(_evaluation_splits(source, data) if data.clean.overlap_words else ['validation'])]
+
+
 def _evaluation_splits(source: SourceConfig, data: DataConfig) -> list[str]:
     return sorted({'validation', sources.test_split(source, data.data_dir)})
 

@@ -20,7 +20,7 @@ from llm.data import corpus, sources
 from llm.data.rows import PackedRows, PromptRows, RankedRows
 from llm.data.tokenizer import Tokenizer
 
-_FORMAT = 2  # of the folder; part of its hash
+_FORMAT = 3  # of the folder; part of its hash
 _BLOCK = 1024  # chats that are packed together
 _REPORT_EVERY = 500  # records
 

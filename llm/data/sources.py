@@ -98,8 +98,10 @@ def size(source: SourceConfig, split: str, data_dir: str) -> int:
 
 
 def test_split(source: SourceConfig, data_dir: str) -> str:
-    """The split that figures are measured on: 'test', or 'validation' where the source has no test split."""
-    return 'test' if source.tfds and 'test' in _built(source, data_dir).info.splits else 'validation'
+    """The split that figures are measured on: 'test', or 'validation' where that is the test split or there is none."""
+    chooses = _split_name(source, 'validation').partition('[')[0]
+    untouched = source.tfds and chooses != 'test' and 'test' in _built(source, data_dir).info.splits
+    return 'test' if untouched else 'validation'
 
 
 def single_ratings(source: SourceConfig, split: str, data_dir: str, progress: Progress) -> dict[str, list[int]]:

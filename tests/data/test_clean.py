@@ -22,7 +22,7 @@ GERMAN = ('Als Gregor Samsa eines Morgens aus unruhigen Träumen erwachte, fand 
     ('cafe\u0301', 'café'), ('one\r\ntwo\rthree\u2028four', 'one\ntwo\nthree\nfour'), ('a\fb', 'a\nb'),
     ('a\x00b\x1b[0m', 'ab[0m'), ('\ufeffzero\u200bwidth', 'zerowidth'), ('soft\u00adhyphen', 'softhyphen'),
     ('e\u200b\u0301', 'é'), ('a\n\n\nb', 'a\n\n\nb'), ('a\n\n \n\t\n\nb', 'a\n\n\nb'), ('tab\there', 'tab\there'),
-    ('👩\u200d👧', '👩\u200d👧')])
+    ('👩\u200d👧', '👩\u200d👧'), ('one\x1ctwo\x1fthree', 'one\ntwo\nthree')])
 def test_normalised(before, after):
     assert clean.normalise(before) == after
 

@@ -13,7 +13,7 @@ from scipy.sparse.csgraph import connected_components
 from configs import base
 from llm.config import SourceConfig, UserError, from_dict
 from llm.data import sources, splits
-from llm.data.clean import fold
+from llm.data.clean import fold, runs
 from llm.data.datasets import reviews
 from llm.data.sources import BadRows, content_sha256, materialize, records, size
 from tests.data.conftest import silent
@@ -164,17 +164,28 @@ def test_beginnings_are_two_or_three_words_of_a_snippet_of_the_split(read):
         assert all(row['messages'][1]['role'] == 'assistant' for row in rows)
         words = {word for start in starts for word in start.casefold().split()}
         assert words.isdisjoint({'great', 'good', 'bad', 'funny', 'best', 'worst', 'dull', 'awful', 'love'})
-    assert len(read('reviews/begin')['test']) >= 256
+    assert len(read('reviews/begin')['test']) >= 300
+
+
+def test_prompts_of_an_evaluation_split_are_in_no_other_and_there_once(read):
+    said = {split: [' '.join(runs(row['messages'][1]['content'], 1)) for row in rows]
+            for split, rows in read('reviews/begin').items()}
+    for split in ('validation', 'test', 'gold'):
+        assert len(set(said[split])) == len(said[split])
+        assert all(set(said[split]).isdisjoint(said[other]) for other in said if other != split)
+    assert len(set(said['train'])) < len(said['train'])  # as often as reviews begin so
 
 
 def test_questions_stay_in_one_split_and_no_exchange_is_there_twice(read):
     pairs = {split: [tuple(message['content'] for message in row['messages']) for row in rows]
              for split, rows in read('exchanges').items()}
     assert sum(map(len, pairs.values())) == len(set().union(*pairs.values())) > 800
-    asked = {split: {question.casefold() for question, _ in rows} for split, rows in pairs.items()}
+    asked = {split: {' '.join(runs(question, 1)) for question, _ in rows} for split, rows in pairs.items()}
     assert not asked['train'] & (asked['validation'] | asked['test'])
     assert not asked['validation'] & asked['test']
-    assert all(pairs.values())
+    assert all(len(rows) > 40 for rows in pairs.values())
+    home = {question: split for split, rows in pairs.items() for question, _ in rows}
+    assert home['Will you die?'] == home['Will you die'] == home['When will you die']
 
 
 @pytest.mark.parametrize('tfds, expected', [('bible', 'test'), ('reviews/judge', 'test')])

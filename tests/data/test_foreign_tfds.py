@@ -6,7 +6,7 @@ import pytest
 import tensorflow_datasets as tfds
 
 from llm.config import UserError
-from llm.data.sources import BadRows, content_sha256, materialize, records, size
+from llm.data.sources import BadRows, content_sha256, materialize, records, size, test_split
 from tests.data.conftest import silent
 
 
@@ -22,7 +22,8 @@ class SomebodysSet(tfds.core.GeneratorBasedBuilder):
 
     def _split_generators(self, dl_manager):
         texts = [f'text {number}' for number in range(18)] + [b'\xff', b'\xfe']
-        return {'train': ((number, {'body': text, 'label': number % 2}) for number, text in enumerate(texts))}
+        rows = [(number, {'body': text, 'label': number % 2}) for number, text in enumerate(texts)]
+        return {'train': iter(rows), 'test': iter(rows[:2])}
 
     def _generate_examples(self):
         raise NotImplementedError
@@ -55,6 +56,13 @@ def test_two_builds_have_one_content_hash(folder, source):
     assert len({content_sha256(config(source), 'train', str(folder / name)) for name in ('a', 'b')}) == 1
     assert content_sha256(config(source), 'train', str(folder / 'a')) != content_sha256(
         config(source), 'validation', str(folder / 'a'))
+
+
+@pytest.mark.parametrize('chooses, expected', [
+    ('train[50%:]', 'test'), ('test', 'validation'), ('test[:50%]', 'validation')])
+def test_figures_are_not_called_test_where_the_test_split_chose_the_step(folder, source, chooses, expected):
+    read = source(tfds='somebodys_set', fields={'text': 'body'}, validation_split=chooses)
+    assert test_split(read, str(folder / 'a')) == expected
 
 
 def test_another_file_format_is_refused(folder, source):

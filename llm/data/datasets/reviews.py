@@ -16,7 +16,7 @@ import tensorflow_datasets as tfds
 from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
 
 from llm.data import packages
-from llm.data.clean import clusters
+from llm.data.clean import clusters, runs
 from llm.data.splits import fraction, split_of
 
 _PACKAGE = packages.Package('vaderSentiment', '3.3.2', 'vaderSentiment-3.3.2.tar.gz',
@@ -33,6 +33,7 @@ _PHRASE_WORDS, _ALIKE = 2, 0.5
 GROUP_SIZE = 4  # answers of one ranked group
 ROUNDS = 4  # groups that a snippet is in, with others each time, so that comparisons link all snippets of a split
 NEUTRAL_BELOW = 0.5  # snippets whose mean rating is nearer to zero have no answer in `judge`; 5 % of films
+_BEGIN_ORDER = ['train', 'validation', 'test', 'gold']  # a beginning is a prompt of the first that has it
 CLEAR_ABOVE = 1.0  # snippets whose mean rating is not beyond it have no answer in `clear`
 
 _TEXT = tfds.features.Text()
@@ -56,7 +57,7 @@ _VIEWS = {
 class Reviews(tfds.core.GeneratorBasedBuilder):
     """Rated review snippets, split by a hash of the snippet or of the near-copy that stands for it."""
 
-    VERSION = tfds.core.Version('2.1.0')
+    VERSION = tfds.core.Version('3.0.0')
     url_infos = None  # no URLs here; TFDS's way to look for them needs a package that it does not declare
     BUILDER_CONFIGS = [tfds.core.BuilderConfig(name=name, description=text)
                        for name, (text, _) in _VIEWS.items()]
@@ -71,18 +72,20 @@ class Reviews(tfds.core.GeneratorBasedBuilder):
         snippets = list(parse(packages.member(archive, _INNER)))
         texts = [snippet['text'] for snippet in snippets]
         home = [split_of(texts[first], SHARES) for first in clusters(texts, _ALIKE, _PHRASE_WORDS)]
-        return {split: self._generate_examples([s for s, here in zip(snippets, home) if here == split])
-                for split in SHARES}
+        parts = {split: [s for s, here in zip(snippets, home) if here == split] for split in SHARES}
+        return {split: self._generate_examples(split, parts) for split in SHARES}
 
-    def _generate_examples(self, snippets):
+    def _generate_examples(self, split, parts):
         view = self.builder_config.name
+        films = {name: [snippet for snippet in part if snippet['domain'] == 'film'] for name, part in parts.items()}
         if view == 'ratings':
-            yield from ((snippet['id'], snippet) for snippet in snippets)
+            yield from ((snippet['id'], snippet) for snippet in parts[split])
         elif view == 'text':
-            yield from ((snippet['id'], {'text': snippet['text']}) for snippet in snippets)
+            yield from ((snippet['id'], {'text': snippet['text']}) for snippet in parts[split])
+        elif view == 'begin':
+            yield from _begin(split, films)
         else:
-            films = [snippet for snippet in snippets if snippet['domain'] == 'film']
-            yield from {'write': _write, 'judge': _judge, 'clear': _clear, 'rank': _rank, 'begin': _begin}[view](films)
+            yield from {'write': _write, 'judge': _judge, 'clear': _clear, 'rank': _rank}[view](films[split])
 
 
 def parse(archive: bytes) -> Iterator[dict]:
@@ -132,7 +135,18 @@ def _rank(films):
                 'scores': [snippet['mean'] for snippet in group]}
 
 
-def _begin(films):
+def _begin(split, films):
+    """Prompts of a split. Train's may repeat; the others' are new: in no split before theirs, and once in their own."""
+    before = _BEGIN_ORDER[:_BEGIN_ORDER.index(split)]
+    seen = {_words(beginning) for other in before for _, beginning in _beginnings(films[other])}
+    for key, beginning in _beginnings(films[split]):
+        if _words(beginning) not in seen:
+            yield key, _chat(WRITE_PROMPT, beginning)
+        if split != 'train':
+            seen.add(_words(beginning))
+
+
+def _beginnings(films):
     """The first two or three words of each snippet that is longer than that, where the VADER lexicon rates none."""
     analyzer = SentimentIntensityAnalyzer()
     for snippet in films:
@@ -140,4 +154,9 @@ def _begin(films):
         words = snippet['text'].split()
         beginning = ' '.join(words[:count])
         if len(words) > count and analyzer.polarity_scores(beginning)['compound'] == 0:
-            yield snippet['id'], _chat(WRITE_PROMPT, beginning)
+            yield snippet['id'], beginning
+
+
+def _words(text: str) -> str:
+    """Without punctuation and capitals."""
+    return ' '.join(runs(text, 1))
