@@ -213,6 +213,14 @@ def test_identity_holds_the_content_of_all_data_that_trains(tmp_path):
     assert content('ppo', stage_config(config), silent) == {'data.prompts': hashes['data.prompts']}
 
 
+@pytest.mark.parametrize('words, hashed', [(13, {'train', 'validation', 'test'}), (0, {'train', 'validation'})])
+def test_identity_holds_the_test_split_where_training_rows_are_kept_apart_from_it(tmp_path, words, hashed):
+    config = tiny.pipeline_config(tmp_path).stages.sft
+    config.data = base.data(answer=base.source(tfds='exchanges'))
+    config.data.clean.overlap_words = words
+    assert set(content('sft', stage_config(config), silent)['data.answer']) == hashed
+
+
 def test_what_is_only_measured_on_is_no_part_of_the_identity(tmp_path):
     tiny.write_data(tmp_path)
     config = tiny.pipeline_config(tmp_path).stages.sft
