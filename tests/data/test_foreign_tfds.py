@@ -6,7 +6,8 @@ import pytest
 import tensorflow_datasets as tfds
 
 from llm.config import UserError
-from llm.data.sources import BadRows, content_sha256, materialize, records, size, test_split
+from llm.data import sources
+from llm.data.sources import BadRows, content_sha256, materialize, records, size
 from tests.data.conftest import silent
 
 
@@ -62,7 +63,7 @@ def test_two_builds_have_one_content_hash(folder, source):
     ('train[50%:]', 'test'), ('test', 'validation'), ('test[:50%]', 'validation')])
 def test_figures_are_not_called_test_where_the_test_split_chose_the_step(folder, source, chooses, expected):
     read = source(tfds='somebodys_set', fields={'text': 'body'}, validation_split=chooses)
-    assert test_split(read, str(folder / 'a')) == expected
+    assert sources.test_split(read, str(folder / 'a')) == expected
 
 
 def test_another_file_format_is_refused(folder, source):
