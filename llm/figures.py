@@ -5,6 +5,7 @@ Left out: the yardsticks themselves (`yardsticks`, `ngrams`); figures of one sta
 """
 
 from collections.abc import Callable, Sequence
+import functools
 import math
 from typing import Any
 
@@ -16,6 +17,7 @@ import numpy as np
 from llm.config import DataConfig
 from llm.data import corpus, sources
 from llm.data.prepare import prepare_text
+from llm.data.records import check_kind
 from llm.envs.preference import whole_rows
 from llm.model.transformer import Transformer
 from llm.ngrams import KneserNey
@@ -31,17 +33,19 @@ _WIDTH = 32  # rows are a multiple of it, in tokens: each width is compiled once
 _BYTES_PER_TOKEN = 4  # about; turns `figures.rows` into bytes of text
 
 
-def records(run: Run, data: DataConfig, name: str, split: str) -> list[dict[str, Any]]:
-    """All records of a source's split, cleaned as rows are, but for the training split's.
+def records(run: Run, data: DataConfig, name: str, split: str, kind: str) -> list[dict[str, Any]]:
+    """All records of a source's split that can be used as `kind` (`check_kind`), cleaned as rows are, but for train's.
 
     Those only yardsticks read, which may well see what was left out for the model, and cleaning them again takes time.
     """
     source, bad = data.sources[name], sources.BadRows(data.max_bad_percent)
+    check = functools.partial(check_kind, kind=kind, source=name)
     with run.phases.during('data'):
         if split == 'train':
-            found = list(sources.records(source, split, data.data_dir, bad, similarity=data.clean.duplicate_similarity))
+            every = sources.records(source, split, data.data_dir, bad, similarity=data.clean.duplicate_similarity)
+            found = list(corpus.checked(every, bad, check))
         else:
-            found = list(corpus.read(source, split, data, bad, kind='text')[0])
+            found = list(corpus.read(source, split, data, bad, kind=kind, check=check)[0])
     bad.check()
     return found
 
@@ -118,7 +122,7 @@ def bits_per_byte(run: Run, params: Any) -> dict[str, Any]:
     the trigrams start every document anew, gzip has a part's documents one after another; no one codes their ends.
     """
     splits = test_splits(run.config.data)
-    parts = test_parts({name: records(run, run.config.data, name, split) for name, split in splits.items()},
+    parts = test_parts({name: records(run, run.config.data, name, split, 'text') for name, split in splits.items()},
                        run.config.figures.rows * run.config.seq_len * _BYTES_PER_TOKEN)
     texts = list(dict.fromkeys(text for part in parts.values() for text in part))
     nats = {coder: dict(zip(texts, of_texts)) for coder, of_texts in _nats(run, params, texts).items()}

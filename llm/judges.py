@@ -82,11 +82,7 @@ def rated(run: Run, split: str) -> tuple[list[str], np.ndarray]:
     data, found = run.config.gold_data, []
     for name, source in data.sources.items():
         sources.materialize(source, data.data_dir, run.progress)
-        found += records(run, data, name, split)
-    for record in found:
-        if set(record) != {'text', 'score'}:
-            raise UserError(f'gold_data has records of {", ".join(sorted(record))}, but a gold scorer is fitted on '
-                            f'text and score; use another source, or set its fields')
+        found += records(run, data, name, split, 'rated')
     if not found:
         raise UserError(f'gold_data has nothing for {split}; give it at least one record')
     return [record['text'] for record in found], np.array([record['score'] for record in found])
@@ -179,7 +175,7 @@ def best_of(tries: list[Answers]) -> Answers:
     """Of several answers to each prompt, the one with the highest reward (the first of equals)."""
     pick_B = np.argmax([said.reward_B for said in tries], axis=0)
     return Answers(*([fields[pick][row] for row, pick in enumerate(pick_B)] if isinstance(fields[0], list)
-                     else np.choose(pick_B, fields) for fields in zip(*tries)))
+                     else np.stack(fields)[pick_B, np.arange(len(pick_B))] for fields in zip(*tries)))
 
 
 def comparison(run: Run, tries: list[Answers], ppo: Answers) -> dict[str, Any]:

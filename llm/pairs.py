@@ -71,7 +71,7 @@ def rated(run: Run, splits: dict[str, str]) -> Rated:
     data, seen = run.config.data, {}
     for name, split in splits.items():
         known = sources.single_ratings(data.sources[name], split, data.data_dir, run.progress)
-        for record in figures.records(run, data, name, split):
+        for record in figures.records(run, data, name, split, 'ranked'):
             group = seen.setdefault((name, json.dumps(record['messages'])), {})
             for text, score in zip(record['answers'], record['scores']):
                 group.setdefault(text, (record['messages'], known.get(text, []), []))[2].append(score)

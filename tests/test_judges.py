@@ -153,6 +153,11 @@ def test_the_best_of_several_answers_is_the_one_with_the_highest_reward():
     assert best.texts == [chr(5), chr(8)]
 
 
+def test_the_best_of_a_hundred_answers():
+    best = judges.best_of([answers([5], reward_B=[number % 71]) for number in range(100)])
+    assert best.reward_B.tolist() == [70]
+
+
 @pytest.fixture
 def run(tmp_path):
     """As much of a run as judges ask for, over generated ratings."""
@@ -200,7 +205,7 @@ def test_gold_data_that_is_not_rated_is_refused_in_one_line(run):
     source, = run.config.gold_data.sources.values()
     sources = {'rated': dataclasses.replace(source, fields={})}
     run.config = dataclasses.replace(run.config, gold_data=dataclasses.replace(run.config.gold_data, sources=sources))
-    with pytest.raises(UserError, match='gold_data has records of text, but a gold scorer is fitted on text and score'):
+    with pytest.raises(UserError, match='source rated has text here, but this stage reads score, text'):
         judges.gold_scorer(run)
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from configs import base
 from llm import pairs
-from llm.config import DataConfig, from_dict
+from llm.config import DataConfig, from_dict, UserError
 from llm.phases import Phases
 from llm.pairs import margins, measure, ordered_pairs, rated, readable
 
@@ -101,6 +101,16 @@ def test_answers_longer_than_a_row_and_beyond_the_most_are_left_out(tmp_path, mo
     rows = pairs.rows_of(run, kept)
     assert rows['length_B'].tolist() == [4, 4, 5] and rows['tokens_BT'].shape == (3, 5)
     assert rows['tokens_BT'][0].tolist() == [1, 2, 9, 8, 0]
+
+
+def test_a_row_of_another_schema_is_left_out_where_training_leaves_it_out(tmp_path):
+    answers = [{'prompt': 'p', 'answers': ['one', f'two {number}'], 'scores': [1, 2]} for number in range(20)]
+    run = make_run(tmp_path, [*answers, *({'text': f'no answer {number}'} for number in range(5))])
+    with pytest.raises(UserError, match='source mine has text here, but this stage reads answers, messages, scores'):
+        rated(run, {'mine': 'validation'})
+    run.config.data = dataclasses.replace(run.config.data, max_bad_percent=30.0)
+    found = [rated(run, {'mine': split}).texts for split in ('train', 'validation')]
+    assert {text for texts in found for text in texts} == {'one', *(f'two {number}' for number in range(20))}
 
 
 def test_answers_without_words_have_no_ridge(tmp_path):

@@ -57,7 +57,7 @@ def read(source: SourceConfig, split: str, data: DataConfig, bad: sources.BadRow
     """
     account = Account()
     found = sources.records(source, split, data.data_dir, bad, similarity=data.clean.duplicate_similarity)
-    kept = _fit(_checked(found, bad, check), data.clean, account)
+    kept = _fit(checked(found, bad, check), data.clean, account)
     if data.clean.duplicate_similarity and kind != 'prompt':
         kept = _distinct(list(kept), data.clean.duplicate_similarity, account)
     if data.clean.overlap_words and split not in _evaluation_splits(source, data):
@@ -89,7 +89,8 @@ def _evaluation_splits(source: SourceConfig, data: DataConfig) -> list[str]:
     return sorted({'validation', sources.test_split(source, data.data_dir)})
 
 
-def _checked(found: Iterable[Record], bad: sources.BadRows, check: Callable[[Record], None]) -> Iterator[Record]:
+def checked(found: Iterable[Record], bad: sources.BadRows, check: Callable[[Record], None]) -> Iterator[Record]:
+    """The records that `check` raises no ValueError for; the others are bad rows."""
     for record in found:
         try:
             check(record)

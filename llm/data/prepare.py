@@ -7,6 +7,7 @@ Left out: what is cleaned away and why (`corpus.py`), order, batches.
 
 from collections.abc import Callable, Iterator
 import dataclasses
+import functools
 import hashlib
 import json
 import pathlib
@@ -17,6 +18,7 @@ import numpy as np
 
 from llm.config import DataConfig, SourceConfig, UserError, digest
 from llm.data import corpus, sources
+from llm.data.records import check_kind
 from llm.data.rows import PackedRows, PromptRows, RankedRows
 from llm.data.tokenizer import Tokenizer
 
@@ -50,15 +52,6 @@ class _Job:
     def kept_apart(self) -> list[tuple[SourceConfig, str]]:
         """The splits that this one is cleaned of."""
         return corpus.evaluation_splits(self.data) if self.data.clean.overlap_words else []
-
-    def check(self, record: dict) -> None:
-        """Raises ValueError for a record that this kind of rows cannot use."""
-        wanted = {'text': {'text'}, 'ranked': {'messages', 'answers', 'scores'}}.get(self.kind, {'messages'})
-        if set(record) - {'title'} != wanted:
-            raise ValueError(f'data.sources.{self.name} has {", ".join(sorted(record))} here, but this stage reads '
-                             f'{", ".join(sorted(wanted))}; mend it, use another source, or set its fields')
-        if self.kind == 'chat' and not any(message['role'] == 'assistant' for message in record['messages']):
-            raise ValueError('no message of the assistant to learn from')
 
 
 def prepare_text(name: str, source: SourceConfig, split: str, tokenizer: Tokenizer, *, seq_len: int,
@@ -127,7 +120,8 @@ def _prepared(job: _Job, encode: Callable[[dict], Sequences], index: Callable[..
 def _write(job: _Job, encode: Callable[[dict], Sequences], index: Callable[..., Index], folder: pathlib.Path,
            progress: sources.Progress) -> None:
     bad = sources.BadRows(job.data.max_bad_percent)
-    records, account = corpus.read(job.source, job.split, job.data, bad, kind=job.kind, check=job.check)
+    records, account = corpus.read(job.source, job.split, job.data, bad, kind=job.kind,
+                                   check=functools.partial(check_kind, kind=job.kind, source=job.name))
     counts = {'records': 0, 'dropped': 0}
     dtype = np.dtype(np.uint16 if job.tokenizer.vocab_size <= 2**16 else np.int32)
     lengths, group_sizes, scores = [], [], []

@@ -19,6 +19,9 @@ import numpy as np
 from llm.config import UserError
 from llm.data.tokenizer import ROLES
 
+# What a record is used as -> the fields it has.
+_KINDS = {'text': {'text'}, 'rated': {'text', 'score'}, 'chat': {'messages'},
+          'ranked': {'messages', 'answers', 'scores'}, 'prompt': {'messages'}}
 FIELDS = ('text', 'title', 'score', 'messages', 'prompt', 'answers', 'scores', 'ranks', 'chosen', 'rejected')
 
 
@@ -79,6 +82,15 @@ def record(row: Any, fields: dict[str, str]) -> dict[str, Any]:
         return {'text': _string(row, 'text'), **title}
     raise BadRow(f'no field text, messages, prompt, answers or chosen; '
                  f'it has {", ".join(map(str, row)) or "none"}')
+
+
+def check_kind(record: dict[str, Any], kind: str, source: str) -> None:
+    """Raises BadRow for a record of a source that cannot be used as 'text', 'rated', 'chat', 'ranked' or 'prompt'."""
+    if set(record) - {'title'} != _KINDS[kind]:
+        raise BadRow(f'source {source} has {", ".join(sorted(record))} here, but this stage reads '
+                     f'{", ".join(sorted(_KINDS[kind]))}; mend it, use another source, or set its fields')
+    if kind == 'chat' and not any(message['role'] == 'assistant' for message in record['messages']):
+        raise BadRow('no message of the assistant to learn from')
 
 
 def text_of(record: dict[str, Any]) -> str:

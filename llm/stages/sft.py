@@ -109,8 +109,8 @@ def figures(run: Run, params: Any) -> dict[str, Any]:
 
 def chats(run: Run, data: DataConfig, name: str, split: str) -> list[Chat]:
     """The messages of a source's chats, those that end in an answer."""
-    found = [record.get('messages', []) for record in figures_lib.records(run, data, name, split)]
-    return [messages for messages in found if messages and messages[-1]['role'] == 'assistant']
+    found = [record['messages'] for record in figures_lib.records(run, data, name, split, 'chat')]
+    return [messages for messages in found if messages[-1]['role'] == 'assistant']
 
 
 def answer_nats(run: Run, read: Callable, models: dict[str, Any], found: list[Chat]) -> dict[str, float]:

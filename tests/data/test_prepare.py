@@ -144,7 +144,7 @@ def test_prompts_end_where_the_policy_begins(jsonl, prepared, tokenizer):
     (prepare_prompts, RANKED[0], 'has answers, messages, scores here'),
 ])
 def test_another_schema_is_refused_in_one_line(jsonl, prepared, prepare, row, message):
-    with pytest.raises(UserError, match=f'data.sources.mine {message}') as caught:
+    with pytest.raises(UserError, match=f'source mine {message}') as caught:
         prepared(prepare, jsonl([row]), seq_len=32)
     assert '\n' not in str(caught.value)
 
