@@ -5,6 +5,7 @@ Left out: the yardsticks themselves (`yardsticks`, `ngrams`); figures of one sta
 """
 
 from collections.abc import Callable, Sequence
+import dataclasses
 import functools
 import math
 from typing import Any
@@ -45,7 +46,9 @@ def records(run: Run, data: DataConfig, name: str, split: str, kind: str) -> lis
             every = sources.records(source, split, data.data_dir, bad, similarity=data.clean.duplicate_similarity)
             found = list(corpus.checked(every, bad, check))
         else:
-            found = list(corpus.read(source, split, data, bad, kind=kind, check=check)[0])
+            read, account = corpus.read(source, split, data, bad, check=check)
+            found = list(read)
+            run.account(data, name, split, dataclasses.asdict(account))
     bad.check()
     return found
 

@@ -173,7 +173,7 @@ def provide_tokenizer(run: Run) -> None:
 def first_bytes(name: str, data: DataConfig, limit: int) -> Iterator[str]:
     """Training texts of one source, cleaned, up to its share of what the tokenizer is trained on."""
     bad = BadRows(data.max_bad_percent)
-    for record in corpus.read(data.sources[name], 'train', data, bad, kind='text')[0]:
+    for record in corpus.read(data.sources[name], 'train', data, bad)[0]:
         if 'text' not in record:
             raise UserError(f'data.sources.{name} has records of {", ".join(sorted(record))}, but a tokenizer is '
                             f'trained on text; use another source, or set its fields')

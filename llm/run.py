@@ -10,7 +10,7 @@ A run's folder:
     tokenizer.model   a copy of its own
     checkpoints/      N/ and N.manifest.json
     metrics.jsonl     a row for each logged step; tensorboard/ has the same
-    data.json         by source and split: what cleaning left out, what is left
+    data.json         by config section and source ('data.bible') and split: what cleaning left out, what is left
     samples.jsonl     what the finished stage says
     figures.json      what it was measured by, beside yardsticks
     result.json       written last: its presence means finished
@@ -125,21 +125,26 @@ class Run:
         with self.phases.during('data'):
             rows = {name: prepare(name, source, split, self.tokenizer, data=data, cache_dir=self.cache_dir,
                                   progress=self.progress, **how) for name, source in data.sources.items()}
-        for part in rows.values():
+        for name, part in rows.items():
             self.say(f'{self.name}  {part.note}')
-        if jax.process_index() == 0:
-            self._keep_account(split, rows)
+            self.account(data, name, split, {
+                **part.cleaning, **{key: part.meta[key] for key in ('records', 'rows', 'tokens')}})
         return rows
 
-    def _keep_account(self, split: str, rows: dict[str, Any]) -> None:
-        """Adds to `data.json` what a person may read of these rows."""
-        path = self.folder / 'data.json'
+    def account(self, data: DataConfig, name: str, split: str, said: dict[str, Any]) -> None:
+        """Keeps in `data.json` what a person may read of a source's split, while the stage runs.
+
+        What is known of the split's rows (their number, their tokens) stays when only its records are read again.
+        """
+        if self.owner is None or jax.process_index():
+            return  # the folder is another's
+        section = next(key for key, value in vars(self.config).items() if value is data)
+        path, place = self.folder / 'data.json', f'{section}.{name}'
         before = json.loads(path.read_text()) if path.exists() else {}
-        now = {name: {**before.get(name, {}), split: {
-            **part.cleaning, **{key: part.meta[key] for key in ('records', 'rows', 'tokens')}}}
-            for name, part in rows.items()}
-        if before != before | now:
-            write_json(path, before | now)
+        splits = before.get(place, {})
+        now = {**before, place: {**splits, split: {**splits.get(split, {}), **said}}}
+        if now != before:
+            write_json(path, now)
 
     def batches(self, rows: Callable[[np.ndarray], dict[str, np.ndarray]], step: int, batch_size: int,
                 key: str = 'batch_size') -> Iterator[dict[str, jax.Array]]:

@@ -59,13 +59,15 @@ FIGURES: dict[str, dict[str, Any]] = {
                      'sft': 'the plot is thin and the acting is worse', 'sft_gold': -.4, 'sft_reward': -.91,
                      'ppo': 'the plot is a delight and the acting is a joy', 'ppo_gold': .9, 'ppo_reward': 1.71}] * 3}}
 DATA = {
-    'bible': {'train': {'documents': 64, 'kept': 62, 'dropped': {'duplicate': 1, 'overlap_passages': 17}, 'records': 62,
-                        'chars': 4_500_000, 'kept_chars': 4_400_000, 'rows': 9120, 'tokens': 1_167_360,
-                        'examples': {'duplicate': [HOSTILE]}},
-              'validation': {'documents': 2, 'kept': 2, 'dropped': {}, 'examples': {}, 'rows': 210, 'tokens': 26_880}},
-    'reviews': {'train': {'documents': 8871, 'kept': 8702,
-                          'dropped': {'too_short': 12, 'language': 4, 'duplicate': 153},
-                          'examples': {'too_short': ['bad', 'ok']}, 'rows': 2100, 'tokens': 240_000}}}
+    'data.bible': {
+        'train': {'documents': 64, 'kept': 62, 'dropped': {'duplicate': 1, 'overlap_passages': 17}, 'records': 62,
+                  'chars': 4_500_000, 'kept_chars': 4_400_000, 'rows': 9120, 'tokens': 1_167_360,
+                  'examples': {'duplicate': [HOSTILE]}},
+        'validation': {'documents': 2, 'kept': 2, 'dropped': {}, 'examples': {}, 'rows': 210, 'tokens': 26_880}},
+    'ptx_data.bible': {'train': {'documents': 5, 'kept': 5, 'dropped': {}, 'examples': {}}},
+    'data.reviews': {
+        'train': {'documents': 8871, 'kept': 8702, 'dropped': {'too_short': 12, 'language': 4, 'duplicate': 153},
+                  'examples': {'too_short': ['bad', 'ok']}, 'rows': 2100, 'tokens': 240_000}}}
 
 
 def write_runs(workdir: pathlib.Path) -> dict[str, pathlib.Path]:

@@ -46,7 +46,8 @@ def make_run(folder, records: list[dict], *, seq_len: int = 16):
     data = base.data(mine=base.source(jsonl=str(folder / 'ranked.jsonl'), holdout_percent=40.0))
     data.clean.update(duplicate_similarity=0.0, overlap_words=0)
     config = types.SimpleNamespace(data=from_dict(DataConfig, data.to_dict()), seq_len=seq_len)
-    return types.SimpleNamespace(config=config, tokenizer=Words(), phases=Phases(), progress=lambda *counts: None)
+    return types.SimpleNamespace(config=config, tokenizer=Words(), phases=Phases(), progress=lambda *counts: None,
+                                 account=lambda *said: None)
 
 
 def drawn_records(count: int, seed: int = 0) -> list[dict]:

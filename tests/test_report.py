@@ -77,8 +77,9 @@ def test_every_measured_number_is_in_a_table(handmade, name):
 
 def test_what_was_left_out_of_the_data_is_counted_by_reason(handmade):
     said = text_of((handmade / 'report.html').read_text())
-    assert ('documents kept duplicate overlap passages too short language rows tokens '
-            'pretrain bible train 64 62 1 17 9,120 1,167,360') in said
+    assert ('documents kept text kept duplicate overlap passages too short language rows tokens '
+            'pretrain bible train 64 62 97.8 % 1 17 9,120 1,167,360') in said
+    assert 'pretrain ptx_data.bible train 5 5 – – –' in said
 
 
 def test_texts_of_models_are_texts(handmade):

@@ -242,11 +242,13 @@ def test_each_run_says_what_its_data_held(finished_pipeline):
     found = {folder.name.split('-')[0]: json.loads((folder / 'data.json').read_text())
              for folder in finished_pipeline.glob('*-????????')}
     assert {name: set(said) for name, said in found.items()} == {
-        'pretrain': {'text'}, 'sft': {'chats'}, 'reward': {'ranked', 'prompts'}, 'ppo': {'prompts'}}
-    for said in found['pretrain'], found['sft']:
-        for splits in said.values():
-            assert set(splits) >= {'train', 'validation'}
-            for account in splits.values():
-                assert account['documents'] >= account['kept'] >= account['records'] > 0
-                assert account['rows'] > 0 and account['tokens'] > account['records']
-                assert account['chars'] >= account['kept_chars'] > account['kept']
+        'pretrain': {'data.text'}, 'sft': {'data.chats', 'choices.choices'},
+        'reward': {'data.ranked', 'prompt_data.prompts'}, 'ppo': {'data.prompts', 'gold_data.rated'}}
+    for splits in found['pretrain']['data.text'], found['sft']['data.chats']:
+        assert set(splits) == {'train', 'validation'}
+        for account in splits.values():
+            assert account['documents'] >= account['kept'] >= account['records'] > 0
+            assert account['rows'] > 0 and account['tokens'] > account['records']
+            assert account['chars'] >= account['kept_chars'] > account['kept']
+    account, = found['sft']['choices.choices'].values()  # only measured on
+    assert account['documents'] >= account['kept'] > 0 and 'rows' not in account

@@ -8,17 +8,18 @@ records are streamed.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Set
 import dataclasses
 from typing import Any
 
-from llm.config import CleanConfig, DataConfig, SourceConfig
+from llm.config import CleanConfig, DataConfig, digest, SourceConfig
 from llm.data import clean, sources
 from llm.data.records import text_of
 
 Record = dict[str, Any]
 
 _EXAMPLES, _EXCERPT_CHARS = 3, 160
+_PHRASES: dict[str, frozenset[str]] = {}  # of `evaluation_phrases`, by what they were made of
 
 
 @dataclasses.dataclass
@@ -46,19 +47,19 @@ class Account:
         return ', '.join(f'{count} {reason}' for reason, count in self.dropped.items())
 
 
-def read(source: SourceConfig, split: str, data: DataConfig, bad: sources.BadRows, *, kind: str,
-         check: Callable[[Record], None] = lambda record: None) -> tuple[Iterator[Record], Account]:
+def read(source: SourceConfig, split: str, data: DataConfig, bad: sources.BadRows, *,
+         check: Callable[[Record], None] = lambda record: None, may_repeat: bool = False) -> tuple[Iterator[Record], Account]:
     """The records of one source's split that are fit to use.
 
     Args:
       data: how they are cleaned, and from which sources' evaluation splits they are kept apart.
-      kind: 'text' | 'chat' | 'ranked' | 'prompt'. Prompts may repeat, and only texts are cut.
       check: raises ValueError for a record that this use cannot read; it is then a bad row.
+      may_repeat: whether near-copies stay.
     """
     account = Account()
     found = sources.records(source, split, data.data_dir, bad, similarity=data.clean.duplicate_similarity)
     kept = _fit(checked(found, bad, check), data.clean, account)
-    if data.clean.duplicate_similarity and kind != 'prompt':
+    if data.clean.duplicate_similarity and not may_repeat:
         kept = _distinct(list(kept), data.clean.duplicate_similarity, account)
     if data.clean.overlap_words and split not in _evaluation_splits(source, data):
         kept = _apart(list(kept), evaluation_phrases(data), data.clean.overlap_words, account)
@@ -70,14 +71,20 @@ def evaluation_splits(data: DataConfig) -> list[tuple[SourceConfig, str]]:
     return [(source, split) for source in data.sources.values() for split in _evaluation_splits(source, data)]
 
 
-def evaluation_phrases(data: DataConfig) -> set[str]:
-    """Every phrase of `clean.overlap_words` words in the validation and test splits of all sources."""
-    phrases: set[str] = set()
-    for source, split in evaluation_splits(data):
-        for record in sources.records(source, split, data.data_dir, sources.BadRows(100.0),
-                                      similarity=data.clean.duplicate_similarity):
-            phrases.update(clean.runs(clean.normalise(text_of(record)), data.clean.overlap_words))
-    return phrases
+def evaluation_phrases(data: DataConfig) -> frozenset[str]:
+    """Every phrase of `clean.overlap_words` words in the validation and test splits of all sources.
+
+    Those of the last data asked for are kept: all its sources, and the tokenizer, are cleaned of the same.
+    """
+    splits, words, similarity = evaluation_splits(data), data.clean.overlap_words, data.clean.duplicate_similarity
+    key = digest([words, similarity, [sources.content_sha256(*split, data.data_dir) for split in splits]])
+    if key not in _PHRASES:
+        _PHRASES.clear()
+        _PHRASES[key] = frozenset(
+            phrase for source, split in splits
+            for record in sources.records(source, split, data.data_dir, sources.BadRows(100.0), similarity=similarity)
+            for phrase in clean.runs(clean.normalise(text_of(record)), words))
+    return _PHRASES[key]
 
 
 def splits_that_count(source: SourceConfig, data: DataConfig) -> list[str]:
@@ -132,7 +139,7 @@ def _distinct(found: list[Record], similarity: float, account: Account) -> list[
     return [record for index, record in enumerate(found) if index == groups[index]]
 
 
-def _apart(found: list[Record], phrases: set[str], words: int, account: Account) -> Iterator[Record]:
+def _apart(found: list[Record], phrases: Set[str], words: int, account: Account) -> Iterator[Record]:
     """Texts without the passages that share a phrase with an evaluation split; other records with none at all."""
     shared = [phrases.intersection(clean.runs(text_of(record), words)) for record in found]
     documents = Counter(phrase for here in shared for phrase in here)

@@ -79,7 +79,7 @@ class Mixture:
 
 def _positive(weights: Mapping[str, float], name: str, key: str) -> float:
     if not weights[name] > 0:
-        raise UserError(f'data.sources.{name}.{key}={weights[name]} is not positive; '
+        raise UserError(f'source {name} has {key}={weights[name]}, which is not positive; '
                         'use more than 0, or leave the source out')
     return weights[name]
 

@@ -120,7 +120,7 @@ def _prepared(job: _Job, encode: Callable[[dict], Sequences], index: Callable[..
 def _write(job: _Job, encode: Callable[[dict], Sequences], index: Callable[..., Index], folder: pathlib.Path,
            progress: sources.Progress) -> None:
     bad = sources.BadRows(job.data.max_bad_percent)
-    records, account = corpus.read(job.source, job.split, job.data, bad, kind=job.kind,
+    records, account = corpus.read(job.source, job.split, job.data, bad, may_repeat=job.kind == 'prompt',
                                    check=functools.partial(check_kind, kind=job.kind, source=job.name))
     counts = {'records': 0, 'dropped': 0}
     dtype = np.dtype(np.uint16 if job.tokenizer.vocab_size <= 2**16 else np.int32)
@@ -172,12 +172,12 @@ def _watched(job: _Job, records: Iterator[dict], bad: sources.BadRows,
 
 
 def _nothing(job: _Job, dropped: int, bad: sources.BadRows, account: corpus.Account) -> str:
-    where = f'data.sources.{job.name} has nothing for {job.split}'
+    where = f'source {job.name} has nothing for {job.split}'
     if dropped:
         return f'{where}: all {dropped} records are longer than {job.seq_len} tokens; allow longer rows'
     if account.dropped:
         return (f'{where}: cleaning leaves none of {account.documents} documents ({account.reasons()}); '
-                f'loosen data.clean')
+                'loosen clean')
     if bad.named:
         return f'{where}: {len(bad.named)} of {bad.seen} rows are bad ({bad.first()}); mend them'
     if job.split == 'validation' and not job.source.tfds:

@@ -24,7 +24,7 @@ class Stored:
     """
 
     def __init__(self, folder: epath.Path, tokenizer: Tokenizer):
-        self._folder, self._tokenizer = folder, tokenizer
+        self._folder = folder
         self.meta = json.loads((folder / 'meta.json').read_text())
         self.name, self.sha256, self.seq_len = (self.meta[key] for key in ('name', 'sha256', 'seq_len'))
         self.note, self.cleaning = self.meta['note'], self.meta['cleaning']
@@ -121,7 +121,3 @@ class PromptRows(Stored):
             ids = self.document(index)
             tokens_BT[row, :len(ids)], length_B[row] = ids, len(ids)
         return {'tokens_BT': tokens_BT, 'length_B': length_B}
-
-    def text(self, indices: np.ndarray) -> list[str]:
-        """The prompts for a person to read, with the marks of the chat template."""
-        return [self._tokenizer.show(self.document(index)) for index in indices]

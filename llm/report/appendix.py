@@ -9,24 +9,30 @@ from typing import Any
 
 from llm.report import plots
 from llm.report.folder import Stage
-from llm.report.parts import duration, number, Part, Table
+from llm.report.parts import duration, finite, number, Part, percent, Table
 
 
 def cleaning(stages: list[Stage]) -> Part:
     """What was left out of the data, and why."""
-    splits = [(stage.name, source, split, said) for stage in stages for source, by_split in stage.data.items()
+    splits = [(stage.name, source.removeprefix('data.'), split, said)  # the others keep the key of their section
+              for stage in stages for source, by_split in stage.data.items()
               for split, said in by_split.items()]
     if not splits:
         return Part('Data', absent='no run of this pipeline has said what its data held (data.json)')
     reasons = list(dict.fromkeys(reason for *_, said in splits for reason in said.get('dropped', {})))
-    rows = [[*where, number(said.get('documents')), number(said.get('kept')),
+    rows = [[*where, number(said.get('documents')), number(said.get('kept')), _text_kept(said),
              *(number(said['dropped'][reason]) if reason in said.get('dropped', {}) else '' for reason in reasons),
              number(said.get('rows')), number(said.get('tokens'))] for *where, said in splits]
     quotes = [(f'{stage}, {source}, {split}: {_words(reason)}', text) for stage, source, split, said in splits
               for reason, texts in said.get('examples', {}).items() for text in texts]
     return Part('Data', 'What each source held, what was left out of it and why, and what remained to learn from.',
-                table=Table(['stage', 'source', 'split', 'documents', 'kept', *map(_words, reasons), 'rows', 'tokens'],
-                            rows, names=3), quotes=quotes)
+                table=Table(['stage', 'source', 'split', 'documents', 'kept', 'text kept', *map(_words, reasons), 'rows',
+                             'tokens'], rows, names=3), quotes=quotes)
+
+
+def _text_kept(said: Mapping[str, Any]) -> str:
+    every, kept = finite(said.get('chars')), finite(said.get('kept_chars'))
+    return percent(kept / every) if every and kept is not None else '–'
 
 
 def differences(stages: list[Stage], defaults: Mapping[str, Any]) -> Part:

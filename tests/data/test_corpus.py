@@ -33,9 +33,9 @@ def chat(question, answer='yes', system=None):
     return {'messages': [{'role': 'system', 'content': system}] * bool(system) + messages}
 
 
-def read(source, config, split='train', kind='text'):
+def read(source, config, split='train', **how):
     """Records as a list, and the account."""
-    found, account = corpus.read(source, split, config, BadRows(0.0), kind=kind)
+    found, account = corpus.read(source, split, config, BadRows(0.0), **how)
     return list(found), account
 
 
@@ -67,6 +67,16 @@ def test_the_account_adds_up(jsonl, data):
     assert all(1 <= len(account.examples[reason]) <= 3 for reason in account.dropped)
 
 
+def test_phrases_are_looked_up_once_for_all_sources_and_anew_when_a_file_changes(jsonl, data):
+    mine, yours = (jsonl(name, texts(prose(1, 30)), texts(prose(number, 20))) for number, name in enumerate(('a', 'b')))
+    config = data(sources={'mine': mine, 'yours': yours}, overlap_words=13)
+    before = corpus.evaluation_phrases(config)
+    assert len(before) == 16 and corpus.evaluation_phrases(config) is before
+    jsonl('b', texts(prose(1, 30)), texts(prose(2, 21)))
+    after = corpus.evaluation_phrases(config)
+    assert len(after) == 17 and len(after & before) == 8
+
+
 def test_a_source_is_kept_apart_from_the_evaluation_of_every_source(jsonl, data):
     secret = prose(7, 40)
     one = jsonl('one', texts(secret, prose(1, 40)), texts(prose(2, 40)))
@@ -83,15 +93,15 @@ def test_chats_are_dropped_whole_but_not_for_a_template(jsonl, data):
     rows = [chat(prose(number, 6), system=system) for number in range(20)] + [chat(prose(60, 20), system=system)]
     mine = jsonl('mine', rows, [chat(prose(61, 5), system=system), chat(prose(60, 20), 'no')])
     config = data(sources={'mine': mine}, overlap_words=13, duplicate_similarity=0.8)
-    found, account = read(mine, config, kind='chat')
+    found, account = read(mine, config)
     assert found == rows[:20] and account.dropped == {'overlap': 1}
 
 
 def test_prompts_may_repeat(jsonl, data):
     mine = jsonl('mine', [{'prompt': 'go on'}] * 5, [{'prompt': 'x'}])
     config = data(sources={'mine': mine}, duplicate_similarity=0.8)
-    assert len(read(mine, config, kind='prompt')[0]) == 5
-    assert len(read(mine, config, kind='chat')[0]) == 1
+    assert len(read(mine, config, may_repeat=True)[0]) == 5
+    assert len(read(mine, config)[0]) == 1
 
 
 def families(number):
@@ -146,5 +156,5 @@ def test_another_cleaning_or_another_evaluation_split_is_another_corpus(jsonl, p
 
 def test_nothing_left_is_one_line(jsonl, prepared, data):
     mine = jsonl('mine', texts('x', 'y'), texts('z'))
-    with pytest.raises(UserError, match=r'cleaning leaves none of 2 documents \(2 too_short\); loosen data.clean'):
+    with pytest.raises(UserError, match=r'cleaning leaves none of 2 documents \(2 too_short\); loosen clean'):
         prepared(prepare_text, mine, seq_len=16, config=data(min_chars=2))

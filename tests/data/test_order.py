@@ -69,7 +69,7 @@ def test_two_sources_of_one_length_are_shuffled_differently():
 
 @pytest.mark.parametrize('weight', [0.0, -1.0, float('nan')])
 def test_a_weight_that_is_not_positive_is_refused(weight):
-    with pytest.raises(UserError, match='data.sources.many.weight='):
+    with pytest.raises(UserError, match='source many has weight='):
         mixture(weights=(1.0, weight))
 
 
@@ -116,5 +116,5 @@ def test_the_border_is_a_step_and_an_empty_late_weight_is_as_before(data, source
 
 
 def test_a_late_weight_that_is_not_positive_is_refused():
-    with pytest.raises(UserError, match='data.sources.few.late_weight=0'):
+    with pytest.raises(UserError, match='source few has late_weight=0'):
         phases(10, late_weights=(0.0, 1.0))
