@@ -9,21 +9,24 @@ share of pairs of neighbouring tokens that are new, always at equal numbers of t
 """
 
 from collections.abc import Callable
+import dataclasses
+import functools
 import math
 from typing import Any, NamedTuple
 
 import jax
 from jax.experimental import multihost_utils
 import numpy as np
+from sklearn.pipeline import Pipeline
 
 from llm import evaluate
 from llm.config import PPOConfig, UserError
 from llm.data import sources
 from llm.data.tokenizer import Tokenizer
-from llm.figures import records
+from llm.figures import records, spread
 from llm.rollout.trajectories import Trajectories
 from llm.run import Run
-from llm.yardsticks import distinct_n, GoldScorer, lexicon
+from llm.yardsticks import distinct_n, lexicon, ridge
 
 _HELD_OUT = 2**32 - 2  # a stream of keys apart from those of training steps
 _SHOWN = 24  # prompts whose answers are shown side by side
@@ -42,16 +45,51 @@ class Answers(NamedTuple):
     ended_B: np.ndarray  # 1 where the end token came
 
 
-def answers(run: Run, rollout: Callable, frozen: Any, params: Any, *, corpora: dict[str, Any],
-            most: int | None = None, attempt: int = 0) -> Answers:
+class Rated(NamedTuple):
+    """Texts and what people think of them."""
+
+    texts: list[str]
+    score_B: np.ndarray  # float64
+
+
+@dataclasses.dataclass(frozen=True)
+class Bench:
+    """What makes a run's held-out answers, and what judges them: made once a run, each part when it is asked for."""
+
+    run: Run
+    rollout: Callable  # compiled, of a policy's parameters
+    frozen: Any  # parameters of the reference, which is the SFT policy, and of the scorer
+
+    @functools.cached_property
+    def gold_texts(self) -> Rated | None:
+        """What the gold scorer is fitted on."""
+        return rated(self.run, 'train')
+
+    @functools.cached_property
+    def gold(self) -> Pipeline | None:
+        """The gold scorer; None where there is no `gold_data`."""
+        if self.gold_texts is None:
+            return None
+        try:
+            return ridge(*self.gold_texts)
+        except ValueError as error:
+            raise UserError(f'no gold scorer can be fitted on gold_data ({error}); give it more texts') from None
+
+    def sft(self, params: dict[str, Any]) -> dict[str, Any]:
+        """These parameters with the SFT policy in the policy's place."""
+        return {**params, 'policy': self.frozen['reference']}
+
+
+def answers(bench: Bench, params: Any, corpora: dict[str, Any], *, most: int | None = None,
+            attempt: int = 0) -> Answers:
     """What params['policy'] says to held-out prompts, at most so many of each source (None: `eval_rows`).
 
     The same attempt draws with the same keys, whatever the policy: so two policies differ by less chance.
     """
+    run, parts = bench.run, []
     key = jax.random.fold_in(jax.random.fold_in(jax.random.key(run.config.seed), _HELD_OUT), attempt)
-    parts = []
     for rows in corpora.values():
-        made = [rollout(params, frozen, batch, key)[0]
+        made = [bench.rollout(params, bench.frozen, batch, key)[0]
                 for batch in evaluate.held_out_batches(run, rows, run.config.rollout_batch, most)]
         count = len(evaluate.held_out_indices(run, rows, most))  # the last batch is filled up
         parts.append(jax.tree.map(lambda *pieces: np.concatenate(pieces)[:count],
@@ -77,38 +115,29 @@ def read(tokenizer: Tokenizer, trajectories: Trajectories) -> Answers:
                        trajectories.mask_BT)), np.asarray(ended, np.float64))
 
 
-def rated(run: Run, split: str) -> tuple[list[str], np.ndarray]:
-    """All texts and scores of a split of `gold_data`."""
+def rated(run: Run, split: str) -> Rated | None:
+    """All of a split of `gold_data`; None where there is no such data."""
     data, found = run.config.gold_data, []
+    if not data.sources:
+        return None
     for name, source in data.sources.items():
         sources.materialize(source, data.data_dir, run.progress)
         found += records(run, data, name, split, 'rated')
     if not found:
         raise UserError(f'gold_data has nothing for {split}; give it at least one record')
-    return [record['text'] for record in found], np.array([record['score'] for record in found])
+    return Rated([record['text'] for record in found], np.array([record['score'] for record in found]))
 
 
-def gold_scorer(run: Run) -> GoldScorer | None:
-    """Fitted on the training split of `gold_data`; None where there is no such data."""
-    if not run.config.gold_data.sources:
-        return None
-    texts, scores = rated(run, 'train')
-    try:
-        return GoldScorer(texts, scores)
-    except ValueError as error:
-        raise UserError(f'no gold scorer can be fitted on gold_data ({error}); give it more texts') from None
-
-
-def summary(sft: Answers, gold: GoldScorer | None) -> dict[str, Any]:
+def summary(sft: Answers, gold: Pipeline | None) -> dict[str, Any]:
     """What later numbers are measured by, as JSON: of the SFT policy's own answers."""
     kept = {'ended': float(sft.ended_B.mean()), 'tokens': sft.tokens}
     if gold is not None:
-        gold_B = gold.score(sft.messages)
+        gold_B = gold.predict(sft.messages)
         kept |= {'gold': float(gold_B.mean()), 'gold_deviation': float(gold_B.std())}
     return kept
 
 
-def numbers(said: Answers, sft: dict[str, Any], gold: GoldScorer | None) -> dict[str, float]:
+def numbers(said: Answers, sft: dict[str, Any], gold: Pipeline | None) -> dict[str, float]:
     """Means over answers, beside a `summary` of the SFT policy's.
 
     Returns: reward, in deviations of the scorer; kl, nats an answer; length, tokens; ended, a share; distinct_2;
@@ -121,7 +150,7 @@ def numbers(said: Answers, sft: dict[str, Any], gold: GoldScorer | None) -> dict
               'ended': said.ended_B.mean(), 'distinct_2': distinct,
               'distinct_share': distinct / before if before else 0.0}
     if gold is not None:
-        values['gold'] = gold.score(said.messages).mean()
+        values['gold'] = gold.predict(said.messages).mean()
         values['gold_deviations'] = (values['gold'] - sft['gold']) / (sft['gold_deviation'] or 1.0)
     return {name: float(value) for name, value in values.items()}
 
@@ -159,13 +188,13 @@ def beyond(config: PPOConfig, kl: float, window: list[list[float]]) -> str | Non
     return f'over-optimised: {gold} while {reward} over steps {steps[0]}..{steps[-1]}'
 
 
-def side_by_side(sft: Answers, ppo: Answers, gold: GoldScorer | None = None) -> list[dict[str, Any]]:
+def side_by_side(sft: Answers, ppo: Answers, gold: Pipeline | None = None) -> list[dict[str, Any]]:
     """Two policies' answers to the same prompts, with their scores, for a person to read."""
     rows = [{'prompt': prompt} for prompt in sft.prompts]
     for name, said in (('sft', sft), ('ppo', ppo)):
         columns = {name: said.texts, f'{name}_reward': said.reward_B.round(3).tolist()}
         if gold is not None:
-            columns[f'{name}_gold'] = gold.score(said.messages).round(3).tolist()
+            columns[f'{name}_gold'] = gold.predict(said.messages).round(3).tolist()
         for row, *cells in zip(rows, *columns.values()):
             row.update(zip(columns, cells))
     return rows
@@ -178,17 +207,19 @@ def best_of(tries: list[Answers]) -> Answers:
                      else np.stack(fields)[pick_B, np.arange(len(pick_B))] for fields in zip(*tries)))
 
 
-def comparison(run: Run, tries: list[Answers], ppo: Answers) -> dict[str, Any]:
+def comparison(bench: Bench, tries: list[Answers], ppo: Answers, unseen: Rated | None) -> dict[str, Any]:
     """What a finished policy is worth beside the SFT policy (the first of `tries`) and the best of its tries.
 
+    Args:
+      unseen: rated texts that the gold scorer was not fitted on; None without `gold_data`.
     Returns: `policies`, by name: means over prompts of reward, vader (compound), ended, length (tokens), kl (nats);
       distinct_2, all at as many tokens; with `gold_data` gold, gold_deviations (see `numbers`) and their standard error
       over prompts, each answer beside the SFT policy's to the same prompt. For the best of N tries `kl_bound` instead
       of kl: log N - (N - 1) / N, which its divergence is at most (arXiv:2009.01325, app. G.3; arXiv:2401.01879).
       `samples`, side by side; with `gold_data`, `gold_scorer`: how many rows it was fitted on, and how often it
-      orders pairs of validation rows as people do whose ratings differ by more than 1.
+      orders pairs of at most `figures.rows` unseen texts as people do whose ratings differ by more than 1.
     """
-    gold, count, sft = gold_scorer(run), len(tries), tries[0]
+    gold, count, sft = bench.gold, len(tries), tries[0]
     policies = {'sft': sft, 'ppo': ppo, f'best_of_{count}': best_of(tries)}
     tokens = min(sum(map(len, said.tokens)) for said in policies.values())
     table = {}
@@ -198,12 +229,12 @@ def comparison(run: Run, tries: list[Answers], ppo: Answers) -> dict[str, Any]:
             'distinct_2': distinct_n(said.tokens, 2, tokens), 'ended': said.ended_B.mean(),
             'length': said.length_B.mean()}
         if gold is not None:
-            table[name] |= _gold_gain(gold.score(said.messages), gold.score(sft.messages))
+            table[name] |= _gold_gain(gold.predict(said.messages), gold.predict(sft.messages))
     table = {name: {key: float(value) for key, value in row.items()} for name, row in table.items()}
     table[f'best_of_{count}'] |= {'kl': None, 'kl_bound': math.log(count) - (count - 1) / count}
     found = {'prompts': len(sft.prompts), 'tokens': tokens, 'policies': table,
              'samples': side_by_side(sft, ppo, gold)[:_SHOWN]}
-    return found if gold is None else found | {'gold_scorer': _check(run, gold)}
+    return found if gold is None else found | {'gold_scorer': _check(bench, unseen)}
 
 
 def _gold_gain(gold_B: np.ndarray, sft_B: np.ndarray) -> dict[str, float]:
@@ -212,10 +243,10 @@ def _gold_gain(gold_B: np.ndarray, sft_B: np.ndarray) -> dict[str, float]:
             'gold_standard_error': gain_B.std(ddof=1) / len(gain_B)**0.5 if len(gain_B) > 1 else 0.0}
 
 
-def _check(run: Run, gold: GoldScorer) -> dict[str, Any]:
-    texts, human_B = rated(run, 'validation')
-    score_B = gold.score(texts)
+def _check(bench: Bench, unseen: Rated) -> dict[str, Any]:
+    texts, human_B = (spread(part, bench.run.config.figures.rows) for part in unseen)
+    human_B, score_B = np.array(human_B), bench.gold.predict(texts)
     apart_BB = human_B[:, None] - human_B > 1
     right_BB = np.heaviside(score_B[:, None] - score_B, 0.5)
-    return {'rows': len(rated(run, 'train')[0]), 'pairs': int(apart_BB.sum()),
+    return {'rows': len(bench.gold_texts.texts), 'pairs': int(apart_BB.sum()),
             'accuracy_gap_1': float(right_BB[apart_BB].mean()) if apart_BB.any() else None}

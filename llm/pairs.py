@@ -11,9 +11,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from llm import figures
+from llm import yardsticks
 from llm.data import sources
 from llm.run import Run
-from llm.yardsticks import calibration, GoldScorer, in_order, lexicon, rater_agreement
+from llm.yardsticks import calibration, in_order, lexicon, rater_agreement
 
 _MOST_ANSWERS = 2000  # to one prompt; their pairs are two million
 
@@ -61,7 +62,7 @@ def measure(run: Run, score: Callable[[dict[str, np.ndarray]], np.ndarray], gaps
 def ridge(trained: Rated, texts: Sequence[str]) -> np.ndarray:
     """[texts] scores of a ridge regression; NaN where no training answer has a word."""
     try:
-        return GoldScorer(trained.texts, trained.score_A).score(texts)
+        return yardsticks.ridge(trained.texts, trained.score_A).predict(texts)
     except ValueError:
         return np.full(len(texts), np.nan)
 

@@ -22,22 +22,16 @@ def _features() -> TfidfVectorizer:
     return TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True)
 
 
-class GoldScorer:
-    """TF-IDF and ridge regression (alpha 1), fitted on rated texts: no network, and a judge of what one says.
+def ridge(texts: Sequence[str], scores: Sequence[float]) -> Pipeline:
+    """TF-IDF and ridge regression (alpha 1); `.predict(texts)` gives [texts] float64, in the scores' units.
 
     Raises ValueError where there is no text or no word in any.
     """
-
-    def __init__(self, texts: Sequence[str], scores: Sequence[float]):
-        self._model = make_pipeline(_features(), Ridge(alpha=1.0)).fit(texts, scores)
-
-    def score(self, texts: Sequence[str]) -> np.ndarray:
-        """[texts] float64, in the units of the ratings."""
-        return self._model.predict(texts)
+    return make_pipeline(_features(), Ridge(alpha=1.0)).fit(texts, scores)
 
 
 def logistic(texts: Sequence[str], labels: Sequence[str]) -> Pipeline:
-    """TF-IDF and logistic regression (scikit-learn's C = 1); `.predict(texts)` gives labels."""
+    """TF-IDF and logistic regression (scikit-learn's C = 1); `.predict(texts)` gives labels. Raises as `ridge`."""
     return make_pipeline(_features(), LogisticRegression(max_iter=1000)).fit(texts, labels)
 
 

@@ -58,7 +58,7 @@ def test_answers_are_read_without_end_token_and_judged_with_the_beginning_they_w
 class Length:
     """A gold scorer that likes long texts, and remembers what it read."""
 
-    def score(self, texts):
+    def predict(self, texts):
         self.read = list(texts)
         return np.array([len(text) for text in texts], float)
 
@@ -163,7 +163,16 @@ def run(tmp_path):
     """As much of a run as judges ask for, over generated ratings."""
     tiny.write_data(tmp_path)
     config = parse(tiny.pipeline_config(tmp_path))['ppo']
-    return types.SimpleNamespace(config=config, progress=lambda *work: None, phases=Phases())
+    return types.SimpleNamespace(config=config, progress=lambda *work: None, phases=Phases(),
+                                 account=lambda *said: None)
+
+
+def bench_of(run) -> judges.Bench:
+    return judges.Bench(run, None, None)
+
+
+def compared(run, tries: list[judges.Answers], ppo: judges.Answers) -> dict:
+    return judges.comparison(bench_of(run), tries, ppo, judges.rated(run, 'validation'))
 
 
 def said(*texts: str, **scores) -> judges.Answers:
@@ -172,7 +181,7 @@ def said(*texts: str, **scores) -> judges.Answers:
 
 def test_policies_are_compared_on_the_same_prompts(run):
     sft, other = said('a dull plot', 'bad bad bad'), said('a bright plot', 'good story')
-    found = judges.comparison(run, [sft, other, sft, sft], said('great great', 'good', reward_B=[2, 1]))
+    found = compared(run, [sft, other, sft, sft], said('great great', 'good', reward_B=[2, 1]))
     policies = found['policies']
     assert list(policies) == ['sft', 'ppo', 'best_of_4']
     assert policies['sft']['gold_deviations'] == policies['sft']['gold_standard_error'] == 0
@@ -180,25 +189,25 @@ def test_policies_are_compared_on_the_same_prompts(run):
     # Equal rewards: the first try, so all numbers are the SFT policy's but the divergence, which is a bound.
     assert policies['best_of_4'] == policies['sft'] | {'kl': None, 'kl_bound': math.log(4) - 3 / 4}
     assert found['prompts'] == 2 and found['tokens'] == len('great great') + len('good')
-    assert found['gold_scorer']['rows'] == len(judges.rated(run, 'train')[0]) > 30
+    assert found['gold_scorer']['rows'] == len(judges.rated(run, 'train').texts) > 30
     assert 0 <= found['gold_scorer']['accuracy_gap_1'] <= 1
     assert found['samples'][0].keys() == {'prompt', 'sft', 'sft_gold', 'sft_reward', 'ppo', 'ppo_gold', 'ppo_reward'}
 
 
 def test_the_standard_error_is_that_of_paired_differences(run):
     sft, ppo = said('good plot', 'bad story', 'dull scene'), said('great film', 'bad story', 'bright scene')
-    gold = judges.gold_scorer(run)
-    gain_B = (gold.score(ppo.messages) - gold.score(sft.messages)) / gold.score(sft.messages).std()
-    row = judges.comparison(run, [sft], ppo)['policies']['ppo']
+    gold = bench_of(run).gold
+    gain_B = (gold.predict(ppo.messages) - gold.predict(sft.messages)) / gold.predict(sft.messages).std()
+    row = compared(run, [sft], ppo)['policies']['ppo']
     assert row['gold_deviations'] == pytest.approx(gain_B.mean())
     assert row['gold_standard_error'] == pytest.approx(np.sqrt(np.var(gain_B, ddof=1) / 3))
 
 
 def test_without_gold_data_there_is_no_gold(run):
     run.config = dataclasses.replace(run.config, gold_data=dataclasses.replace(run.config.gold_data, sources={}))
-    found = judges.comparison(run, [said('a')], said('b'))
+    found = compared(run, [said('a')], said('b'))
     assert 'gold_scorer' not in found and 'gold' not in found['policies']['ppo']
-    assert judges.gold_scorer(run) is None
+    assert bench_of(run).gold is None
 
 
 def test_gold_data_that_is_not_rated_is_refused_in_one_line(run):
@@ -206,11 +215,11 @@ def test_gold_data_that_is_not_rated_is_refused_in_one_line(run):
     sources = {'rated': dataclasses.replace(source, fields={})}
     run.config = dataclasses.replace(run.config, gold_data=dataclasses.replace(run.config.gold_data, sources=sources))
     with pytest.raises(UserError, match='source rated has text here, but this stage reads score, text'):
-        judges.gold_scorer(run)
+        assert bench_of(run).gold
 
 
 def test_rated_texts_without_words_are_refused_in_one_line(run):
     source, = run.config.gold_data.sources.values()
     pathlib.Path(source.jsonl).write_text(''.join(f'{{"text": "{mark}", "mean": 1}}\n' for mark in '.!?;:,' * 5))
     with pytest.raises(UserError, match='no gold scorer can be fitted on gold_data .*; give it more texts'):
-        judges.gold_scorer(run)
+        assert bench_of(run).gold

@@ -7,20 +7,20 @@ import numpy as np
 import pytest
 
 from llm import yardsticks
-from llm.yardsticks import calibration, distinct_n, GoldScorer, in_order, rater_agreement
+from llm.yardsticks import calibration, distinct_n, in_order, rater_agreement, ridge
 
 GOOD, BAD = 'a warm and moving film', 'a dull and tedious film'
 
 
-def test_gold_scorer_learns_which_words_people_like():
-    scorer = GoldScorer([GOOD, BAD] * 5 + ['a film'], [3.0, -3.0] * 5 + [0.0])
-    good, bad, unknown = scorer.score(['moving and warm', 'tedious', 'xyzzy'])
+def test_ridge_learns_which_words_people_like():
+    scorer = ridge([GOOD, BAD] * 5 + ['a film'], [3.0, -3.0] * 5 + [0.0])
+    good, bad, unknown = scorer.predict(['moving and warm', 'tedious', 'xyzzy'])
     assert bad < -0.5 < unknown < 0.5 < good
 
 
-def test_gold_scorer_is_the_same_at_every_fit():
+def test_ridge_is_the_same_at_every_fit():
     texts, scores = [GOOD, BAD, 'a film', 'warm'], [3.0, -3.0, 0.0, 1.0]
-    assert (GoldScorer(texts, scores).score(texts) == GoldScorer(texts, scores).score(texts)).all()
+    assert (ridge(texts, scores).predict(texts) == ridge(texts, scores).predict(texts)).all()
 
 
 def test_logistic_gives_labels():

@@ -5,7 +5,7 @@ Out: checkpoints with parameters {'policy', 'value'}; the best of the steps near
 Left out: the maths (`objectives.ppo`), sampling (`rollout`), what answers are worth (`envs.preference`, `judges`).
 
 A step here is an iteration: rollout, score, then epochs of minibatches. Nothing is saved within one, so that
-trajectories need no saving. Models are read at the sampling temperature throughout.
+trajectories need no saving. Models are read at the sampling temperature, but for the chats of PPO-ptx, at 1.
 """
 
 from collections.abc import Callable, Iterator
@@ -74,15 +74,14 @@ def run(run: Run) -> Result:
     prompts, models = run.corpora(prepare_prompts, 'train', seq_len=config.max_prompt_tokens), models_of(run)
     env = environment(run, models, Mixture.from_config(
         prompts, config.data, config.seed, config.rollout_batch).rows)
-    objective = functools.partial(clipped_loss, run, models)
-    tx = optimizer(config)
-    frozen = load_frozen(run)
+    objective, tx = functools.partial(clipped_loss, run, models), optimizer(config)
+    frozen, rollout = load_frozen(run), make_rollout(run, models, env)
     value = frozen['scorer'] if config.value_from == 'reward' else run.load('init_from', models.value, trunk_only=True)
     state = run.train_state(initial(run), tx, {'policy': frozen['reference'], 'value': value})
     train_step = make_train_step(objective, tx, shardings=shardings(state),
                                  micro_batches=config.exec.micro_batches, ema_decay=config.optim.ema_decay)
-    rollout = make_rollout(run, models, env)
-    held_out = evaluator(run, frozen, rollout)
+    bench, to_measure = judges.Bench(run, rollout, frozen), measured(run) if config.figures.rows else None
+    held_out = evaluator(run, bench)
 
     with Journal(run, state, head='token', objective='PPO', metric='gold' if config.gold_data.sources else 'reward',
                  higher_is_better=True, host={'kl_coef': config.kl_coef, 'sft': None, 'window': []}) as journal:
@@ -109,8 +108,8 @@ def run(run: Run) -> Result:
         if journal.best_step == 0:
             run.say(f'{run.name}  step 0 is kept, the SFT policy itself: no later one was better and within bounds')
         chosen = journal.chosen(state)
-        journal.samples(functools.partial(samples, run, chosen, frozen, rollout))
-        journal.figures(functools.partial(figures, run, chosen, frozen, rollout))
+        journal.samples(functools.partial(samples, run, chosen, bench))
+        journal.figures(functools.partial(figures, run, chosen, bench, to_measure))
         return journal.result()
 
 
@@ -250,47 +249,49 @@ def held_out_prompts(run: Run, split: str = 'validation') -> dict[str, Any]:
     return run.corpora(prepare_prompts, split, seq_len=run.config.max_prompt_tokens)
 
 
-def held_out_rollout(run: Run) -> Callable:
-    """The training rollout's program, for a step that is evaluated alone."""
+def held_out_bench(run: Run) -> judges.Bench:
+    """With the training rollout's program, for a step that is looked at alone."""
     models, rows = models_of(run), next(iter(held_out_prompts(run).values()))
-    return make_rollout(run, models, environment(run, models, rows.rows))
+    return judges.Bench(run, make_rollout(run, models, environment(run, models, rows.rows)), load_frozen(run))
 
 
-def evaluator(run: Run, frozen: Any = None, rollout: Callable | None = None) -> Callable[..., dict[str, float]]:
+def evaluator(run: Run, bench: judges.Bench | None = None) -> Callable[..., dict[str, float]]:
     """Returns evaluate(params, host={}) -> `judges.numbers` of the answers to held-out prompts.
 
     What they are measured by, of the SFT policy's answers, is taken from host['sft'], or else put there.
     """
-    frozen, rollout = frozen or load_frozen(run), rollout or held_out_rollout(run)
-    said = functools.partial(judges.answers, run, rollout, frozen, corpora=held_out_prompts(run))
-    gold = judges.gold_scorer(run)
+    bench = bench or held_out_bench(run)
+    said, gold = functools.partial(judges.answers, bench, corpora=held_out_prompts(run)), bench.gold
 
     def evaluate_params(params: Any, host: dict[str, Any] | None = None) -> dict[str, float]:
         host = {} if host is None else host
         if not host.get('sft'):
-            host['sft'] = judges.summary(said({**params, 'policy': frozen['reference']}), gold)
+            host['sft'] = judges.summary(said(bench.sft(params)), gold)
         return judges.numbers(said(params), host['sft'], gold)
     return evaluate_params
 
 
-def samples(run: Run, params: Any, frozen: Any = None, rollout: Callable | None = None) -> list[dict[str, Any]]:
+def samples(run: Run, params: Any, bench: judges.Bench | None = None) -> list[dict[str, Any]]:
     """Answers to the configured prompts; without any, to held-out ones, beside the reference's, with their rewards."""
     if run.config.samples.prompts:
         return sft.samples(run, params['policy'])
-    frozen, rollout = frozen or load_frozen(run), rollout or held_out_rollout(run)
-    said = functools.partial(judges.answers, run, rollout, frozen, corpora=held_out_prompts(run),
-                             most=run.config.rollout_batch)
-    return judges.side_by_side(said({**params, 'policy': frozen['reference']}), said(params))
+    bench = bench or held_out_bench(run)
+    said = functools.partial(judges.answers, bench, corpora=held_out_prompts(run), most=run.config.rollout_batch)
+    return judges.side_by_side(said(bench.sft(params)), said(params))
 
 
-def figures(run: Run, params: Any, frozen: Any = None, rollout: Callable | None = None) -> dict[str, Any]:
-    """`judges.comparison` on the test split: the SFT policy, this one, and the best of a few SFT answers."""
-    frozen, rollout = frozen or load_frozen(run), rollout or held_out_rollout(run)
+def measured(run: Run) -> tuple[str, dict[str, Any], judges.Rated | None]:
+    """What figures are of: a split, its prompts, and rated texts by which the gold scorer itself is judged."""
     split = max(test_splits(run.config.data).values())  # validation, if a source has no test split
-    said = functools.partial(judges.answers, run, rollout, frozen, corpora=held_out_prompts(run, split),
-                             most=run.config.figures.rows)
-    tries = [said({**params, 'policy': frozen['reference']}, attempt=n) for n in range(run.config.best_of)]
-    return {'split': split, **judges.comparison(run, tries, said(params))}
+    return split, held_out_prompts(run, split), judges.rated(run, 'validation')
+
+
+def figures(run: Run, params: Any, bench: judges.Bench | None = None, of: tuple | None = None) -> dict[str, Any]:
+    """`judges.comparison` on what is `measured`: the SFT policy, this one, and the best of a few SFT answers."""
+    bench, (split, prompts, rated) = bench or held_out_bench(run), of or measured(run)
+    said = functools.partial(judges.answers, bench, corpora=prompts, most=run.config.figures.rows)
+    tries = [said(bench.sft(params), attempt=n) for n in range(run.config.best_of)]
+    return {'split': split, **judges.comparison(bench, tries, said(params), rated)}
 
 
 def _before(x):
