@@ -4,7 +4,7 @@ In: objectives, parameters, rows; prompts. Out: Python floats; generated text.
 Left out: which numbers decide (the stages), where they are written (the run's journal).
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 import math
 from typing import Any
 
@@ -19,10 +19,15 @@ from llm.sharding import global_batch
 from llm.train_step import Objective, make_eval_step
 
 
+def spread(items: Sequence[Any], most: int) -> list[Any]:
+    """At most so many of the items, spread evenly, so that every document of a long text is heard."""
+    count = min(most, len(items))
+    return [items[number * len(items) // count] for number in range(count)]
+
+
 def held_out_indices(run: Run, rows: Any, most: int | None = None) -> np.ndarray:
-    """At most so many rows (None: `eval_rows`), spread evenly, so that every document of a long text is heard."""
-    count = min(run.config.eval_rows if most is None else most, len(rows))
-    return np.arange(count) * len(rows) // count
+    """Of the rows that are measured: at most so many (None: `eval_rows`), spread evenly."""
+    return np.array(spread(range(len(rows)), run.config.eval_rows if most is None else most), np.int64)
 
 
 def held_out_batches(run: Run, rows: Any, batch_size: int, most: int | None = None) -> Iterator[dict[str, jax.Array]]:
@@ -44,7 +49,8 @@ def make_evaluator(run: Run, objective: Objective, corpora: dict[str, Any]) -> C
     step = make_eval_step(objective)
 
     def evaluate(params: Any) -> dict[str, float]:
-        losses = {name: [jax.device_get(step(params, None, batch)) for batch in held_out_batches(run, rows, run.config.batch_size)]
+        losses = {name: [jax.device_get(step(params, None, batch))
+                         for batch in held_out_batches(run, rows, run.config.batch_size)]
                   for name, rows in corpora.items()}
         values = means([loss for source in losses.values() for loss in source])
         if len(losses) > 1:

@@ -4,7 +4,7 @@ In: a `Run`, the chosen parameters, the documents of its data. Out: plain JSON, 
 Left out: the yardsticks themselves (`yardsticks`, `ngrams`); figures of one stage (in that stage).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 import dataclasses
 import functools
 import math
@@ -20,6 +20,7 @@ from llm.data import corpus, sources
 from llm.data.prepare import prepare_text
 from llm.data.records import check_kind
 from llm.envs.preference import whole_rows
+from llm.evaluate import spread
 from llm.model.transformer import Transformer
 from llm.ngrams import KneserNey
 from llm.objectives.log_probs import token_log_probs
@@ -30,6 +31,7 @@ from llm.yardsticks import gzip_bits_per_byte
 Ids = tuple[list[int], list[int]]  # token ids, and 1 beside each that counts
 
 _MOST_WORKS = 16  # titled documents of a source that are measured one by one; of more, only all together
+_LEAST_WORK_BYTES = 4096  # shorter titled documents are no works: all would be cut to the length of the shortest
 _WIDTH = 32  # rows are a multiple of it, in tokens: each width is compiled once
 _BYTES_PER_TOKEN = 4  # about; turns `figures.rows` into bytes of text
 
@@ -56,12 +58,6 @@ def records(run: Run, data: DataConfig, name: str, split: str, kind: str) -> lis
 def test_splits(data: DataConfig) -> dict[str, str]:
     """By source, the split that figures are of."""
     return {name: sources.test_split(source, data.data_dir) for name, source in data.sources.items()}
-
-
-def spread(items: Sequence[Any], most: int) -> list[Any]:
-    """At most so many of the items, spread evenly."""
-    count = min(most, len(items))
-    return [items[number * len(items) // count] for number in range(count)]
 
 
 # Models, over rows that no stage trains on.
@@ -119,9 +115,9 @@ def reader(run: Run) -> Callable[[Any, list[Ids]], np.ndarray]:
 def bits_per_byte(run: Run, params: Any) -> dict[str, Any]:
     """Held-out bits per byte of the model, of gzip and of Kneser-Ney trigrams over bytes and over tokens.
 
-    Of each titled document (all cut to the length of the shortest, so that none outweighs another), of each source
-    (its documents together) and of `works`, all titled ones together. Of a source without titles, or with very many,
-    documents are taken up to about `figures.rows` rows of text. What is coded are the documents' bytes: the model and
+    Of each titled document that is not very short (all cut to the length of the shortest, so that none outweighs
+    another), of each source (its documents together) and of `works`, all titled ones together. Of a source without
+    titles, or with very many, about `figures.rows` rows of text are taken, of documents all over it. What is coded are the documents' bytes: the model and
     the trigrams start every document anew, gzip has a part's documents one after another; no one codes their ends.
     """
     splits = test_splits(run.config.data)
@@ -140,19 +136,27 @@ def bits_per_byte(run: Run, params: Any) -> dict[str, Any]:
 
 
 def test_parts(documents: dict[str, list[dict[str, Any]]], most_bytes: int) -> dict[str, list[str]]:
-    """What is measured, by name: 'SOURCE/TITLE', 'SOURCE' and 'works'; `documents` are records by source."""
-    titled = {name: found for name, found in documents.items()
-              if 0 < len(found) <= _MOST_WORKS and all('title' in record for record in found)}
-    length = min([most_bytes, *(len(record['text'].encode()) for found in titled.values() for record in found)])
+    """What is measured, by name: 'SOURCE/TITLE', 'SOURCE' and 'works'; `documents` are records by source.
+
+    Where a source has works, its shorter documents are left out; documents of one title stand together.
+    """
+    titled = {name: works for name, found in documents.items() if (works := _works(found))}
+    length = min([most_bytes, *(len(record['text'].encode()) for works in titled.values() for record in works)])
     parts: dict[str, list[str]] = {}
     for name, found in documents.items():
-        if name in titled:
-            cut = {f'{name}/{record["title"]}': [_cut(record['text'], length)] for record in found}
-            parts |= cut | {name: [text for text, in cut.values()]}
-        else:
+        if name not in titled:
             parts[name] = _up_to([record['text'] for record in found], most_bytes)
-    works = [text for name in titled for text in parts[name]]
-    return parts | ({'works': works} if works else {})
+        for record in titled.get(name, []):
+            text = _cut(record['text'], length)
+            for part in (f'{name}/{record["title"]}', name, 'works'):
+                parts.setdefault(part, []).append(text)
+    return {name: texts for name, texts in parts.items() if any(texts)}
+
+
+def _works(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The long documents of a source whose documents all have titles, unless they are very many."""
+    long = [record for record in found if len(record['text'].encode()) >= _LEAST_WORK_BYTES]
+    return long if len(long) <= _MOST_WORKS and all('title' in record for record in found) else []
 
 
 def _cut(text: str, size: int) -> str:
@@ -161,9 +165,9 @@ def _cut(text: str, size: int) -> str:
 
 
 def _up_to(texts: list[str], size: int) -> list[str]:
-    """The first texts that have `size` bytes together, the last one cut."""
-    chosen = []
-    for text in texts:
+    """About as many of the texts as have `size` bytes together, spread evenly; cut where they have more."""
+    total, chosen = sum(len(text.encode()) for text in texts), []
+    for text in spread(texts, math.ceil(len(texts) * size / max(1, total))):
         if size <= 0:
             break
         chosen.append(_cut(text, size))

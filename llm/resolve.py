@@ -123,20 +123,27 @@ def chosen_step(folder: epath.Path, where: str) -> int:
     return steps[-1] if result is None else result.step
 
 
+def bring(config: StageConfig, progress: Callable[[str, int, int], None]) -> None:
+    """Builds whatever of a stage's data is not there yet."""
+    for data in (getattr(config, key) for key in _DATA_KEYS if hasattr(config, key)):
+        for source in data.sources.values():
+            sources.materialize(source, data.data_dir, progress)
+
+
 def content(name: str, config: StageConfig, progress: Callable[[str, int, int], None]) -> dict[str, dict[str, str]]:
     """SHA-256 of the data that makes a stage's parameters, by source and split; all its data is brought here first."""
     hashes: dict[str, dict[str, str]] = {}
-    needed = {'data', 'prompt_data'} if config.stage == 'reward' else {'data'}
+    needed = ['data', 'prompt_data'] if config.stage == 'reward' else ['data']
     with _of_stage(name):
-        for key in (key for key in _DATA_KEYS if hasattr(config, key)):
-            data = getattr(config, key)
-            if not data.sources and key in needed:
+        for key in needed:
+            if not getattr(config, key).sources:
                 raise UserError(f'{key}.sources is empty; name at least one source in the config')
+        bring(config, progress)
+        for key in (key for key in _DATA_KEYS if hasattr(config, key) and key != 'choices'):
+            data = getattr(config, key)
             for source_name, source in data.sources.items():
-                sources.materialize(source, data.data_dir, progress)
-                if key != 'choices':
-                    hashes[f'{key}.{source_name}'] = {split: sources.content_sha256(source, split, data.data_dir)
-                                                      for split in corpus.splits_that_count(source, data)}
+                hashes[f'{key}.{source_name}'] = {split: sources.content_sha256(source, split, data.data_dir)
+                                                  for split in corpus.splits_that_count(source, data)}
     return hashes
 
 

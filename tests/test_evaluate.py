@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from llm.config import MeshConfig
-from llm.evaluate import held_out_batches, make_evaluator, means
+from llm.evaluate import held_out_batches, make_evaluator, means, spread
 from llm.objectives.loss import Loss, Term, weighted
 from llm.pipeline import STAGES, open_step
 from llm.sharding import AxisRules, batch_sharding, make_mesh
@@ -51,6 +51,11 @@ def expected(rows) -> float:
 
 # Which rows are read of more than there is time for: evenly spread ones.
 SPREAD = {(19, 5): [0, 3, 7, 11, 15], (19, 17): [0, 1, 2, 3, 4, 5, 6, 7, 8, 10, 11, 12, 13, 14, 15, 16, 17]}
+
+
+@pytest.mark.parametrize('count, most, expected', [(3, 5, [0, 1, 2]), (6, 3, [0, 2, 4]), (0, 3, [])])
+def test_spread(count, most, expected):
+    assert spread(range(count), most) == expected
 
 
 @pytest.mark.parametrize('mesh', [(1, 1, 1), (8, 1, 1), (2, 2, 2)])

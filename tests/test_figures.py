@@ -38,20 +38,36 @@ def documents(**texts_by_title) -> list[dict[str, str]]:
 
 
 def test_works_have_equal_bytes_and_stand_apart_and_together():
-    parts = figures.test_parts({'one': documents(A='a' * 9, B='b' * 5), 'two': documents(C='c' * 7)}, 100)
-    assert parts == {'one/A': ['a' * 5], 'one/B': ['b' * 5], 'one': ['a' * 5, 'b' * 5], 'two/C': ['c' * 5],
-                     'two': ['c' * 5], 'works': ['a' * 5, 'b' * 5, 'c' * 5]}
+    parts = figures.test_parts({'one': documents(A='a' * 9000, B='b' * 5000), 'two': documents(C='c' * 7000)}, 10**6)
+    a, b, c = (letter * 5000 for letter in 'abc')
+    assert parts == {'one/A': [a], 'one/B': [b], 'one': [a, b], 'two/C': [c], 'two': [c], 'works': [a, b, c]}
+
+
+def test_a_note_among_works_does_not_cut_them():
+    parts = figures.test_parts({'one': documents(A='a' * 9000, note='b'), 'two': documents(notice='c')}, 10**6)
+    assert parts == {'one/A': ['a' * 9000], 'one': ['a' * 9000], 'two': ['c'], 'works': ['a' * 9000]}
+
+
+def test_documents_of_one_title_stand_together():
+    found = [*documents(A='a' * 9000), *documents(A='b' * 5000)]
+    assert figures.test_parts({'one': found}, 10**6)['one/A'] == ['a' * 5000, 'b' * 5000]
+
+
+def test_a_split_of_nothing_has_no_parts():
+    assert figures.test_parts({'one': [], 'two': [{'text': ''}], 'three': documents(A='')}, 100) == {}
 
 
 def test_a_cut_goes_through_no_character():
-    parts = figures.test_parts({'one': documents(A='ab', B='a\u00e9e')}, 100)
-    assert parts['works'] == ['ab', 'a']
+    parts = figures.test_parts({'one': documents(A='ab' * 3000, B='a\u00e9e' * 2000)}, 4098)
+    assert parts['works'] == ['ab' * 2049, 'a\u00e9e' * 1024 + 'a']
 
 
 def test_untitled_documents_fill_up_the_bytes():
     texts = [{'text': 'abc'}, {'text': 'def'}, {'text': 'ghi'}]
     assert figures.test_parts({'one': texts}, 5) == {'one': ['abc', 'de']}
     assert figures.test_parts({'one': texts}, 50) == {'one': ['abc', 'def', 'ghi']}
+    many = [{'text': f'{number:03}'} for number in range(500)]
+    assert figures.test_parts({'one': many}, 15) == {'one': ['000', '100', '200', '300', '400']}
 
 
 def test_many_titles_are_a_source_like_any():
@@ -60,12 +76,7 @@ def test_many_titles_are_a_source_like_any():
 
 
 def test_long_works_are_cut_to_what_there_is_time_for():
-    assert figures.test_parts({'one': documents(A='a' * 900)}, 10)['works'] == ['a' * 10]
-
-
-@pytest.mark.parametrize('count, most, expected', [(3, 5, [0, 1, 2]), (6, 3, [0, 2, 4]), (0, 3, [])])
-def test_spread(count, most, expected):
-    assert figures.spread(range(count), most) == expected
+    assert figures.test_parts({'one': documents(A='a' * 9000)}, 10)['works'] == ['a' * 10]
 
 
 # Rows in batches.

@@ -12,7 +12,7 @@ from configs import base
 from llm.config import DataConfig, from_dict, stage_config, UserError
 from llm.data import tokenizer as tokenizers
 from llm.manifest import manifest_path, read, write
-from llm.resolve import content, first_bytes
+from llm.resolve import bring, content, first_bytes
 from llm.run import read_result
 from tests import damage
 from tests import tiny
@@ -219,6 +219,16 @@ def test_identity_holds_the_test_split_where_training_rows_are_kept_apart_from_i
     config.data = base.data(answer=base.source(tfds='exchanges'))
     config.data.clean.overlap_words = words
     assert set(content('sft', stage_config(config), silent)['data.answer']) == hashed
+
+
+def test_all_data_of_a_stage_is_brought_choices_and_gold_too(tmp_path, monkeypatch):
+    built = []
+    monkeypatch.setattr('llm.data.sources.materialize', lambda source, data_dir, progress: built.append(source.jsonl))
+    for name, files in (('sft', {'chats', 'choices'}), ('ppo', {'prompts', 'chats', 'rated'})):
+        config = tiny.pipeline_config(tmp_path).stages[name]
+        bring(stage_config(config), silent)
+        assert {pathlib.Path(path).stem for path in built} == files
+        built.clear()
 
 
 def test_what_is_only_measured_on_is_no_part_of_the_identity(tmp_path):

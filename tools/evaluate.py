@@ -19,6 +19,7 @@ from llm.config import FiguresConfig
 from llm.journal import finite
 from llm.main import guarded
 from llm.pipeline import STAGES, open_step
+from llm.resolve import bring
 from llm.run import Run
 
 
@@ -33,6 +34,7 @@ def main() -> None:
     with contextlib.redirect_stdout(sys.stderr), jax.set_mesh(run.mesh):
         values = stage.evaluator(run)(params)
         if arguments.figures:
+            bring(run.config, run.progress)
             values = values | {'figures': finite(stage.figures(with_figures(run, arguments.figures), params))}
     print(json.dumps({'run': run.folder.name, 'step': step, **values}))
 

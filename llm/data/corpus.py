@@ -47,14 +47,14 @@ class Account:
         return ', '.join(f'{count} {reason}' for reason, count in self.dropped.items())
 
 
-def read(source: SourceConfig, split: str, data: DataConfig, bad: sources.BadRows, *,
-         check: Callable[[Record], None] = lambda record: None, may_repeat: bool = False) -> tuple[Iterator[Record], Account]:
+def read(source: SourceConfig, split: str, data: DataConfig, bad: sources.BadRows, *, may_repeat: bool = False,
+         check: Callable[[Record], None] = lambda record: None) -> tuple[Iterator[Record], Account]:
     """The records of one source's split that are fit to use.
 
     Args:
       data: how they are cleaned, and from which sources' evaluation splits they are kept apart.
-      check: raises ValueError for a record that this use cannot read; it is then a bad row.
       may_repeat: whether near-copies stay.
+      check: raises ValueError for a record that this use cannot read; it is then a bad row.
     """
     account = Account()
     found = sources.records(source, split, data.data_dir, bad, similarity=data.clean.duplicate_similarity)

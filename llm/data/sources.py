@@ -105,13 +105,15 @@ def test_split(source: SourceConfig, data_dir: str) -> str:
 
 
 def single_ratings(source: SourceConfig, split: str, data_dir: str, progress: Progress) -> dict[str, list[int]]:
-    """Every person's rating of each text of a split, where they are known one by one: of our film reviews."""
-    if (source.tfds or '').partition(':')[0] != 'reviews/rank':
-        return {}
-    rated = dataclasses.replace(source, tfds='reviews/ratings')
-    materialize(rated, data_dir, progress)
-    rows = map(plain, _each(_data_source(rated, split, data_dir)))
-    return {row['text']: row['ratings'] for row in rows if row['domain'] == 'film'}
+    """Every person's rating of each text of a split, where a set of ours knows them one by one."""
+    base, _, own = (source.tfds or '').partition(':')[0].partition('/')
+
+    def rows(view: str) -> Iterator[dict[str, Any]]:
+        beside = dataclasses.replace(source, tfds=f'{base}/{view}')
+        materialize(beside, data_dir, progress)
+        return map(plain, _each(_data_source(beside, split, data_dir)))
+    known = getattr(BUILDERS.get(base), 'single_ratings', None)
+    return known(own, rows) if known else {}
 
 
 def content_sha256(source: SourceConfig, split: str, data_dir: str) -> str:
@@ -261,7 +263,8 @@ def _split_name(source: SourceConfig, split: str) -> str:
 def _built(source: SourceConfig, data_dir: str) -> tfds.core.DatasetBuilder:
     builder = _builder(source.tfds, data_dir)
     if not _is_built(builder):
-        raise UserError(f'tfds={source.tfds} is not built in data_dir={data_dir}; materialize it first')
+        raise UserError(f'tfds={source.tfds} is not built in data_dir={data_dir}; run a stage that '
+                        'learns from it, or name the data_dir where it is')
     return builder
 
 

@@ -26,8 +26,8 @@ def cleaning(stages: list[Stage]) -> Part:
     quotes = [(f'{stage}, {source}, {split}: {_words(reason)}', text) for stage, source, split, said in splits
               for reason, texts in said.get('examples', {}).items() for text in texts]
     return Part('Data', 'What each source held, what was left out of it and why, and what remained to learn from.',
-                table=Table(['stage', 'source', 'split', 'documents', 'kept', 'text kept', *map(_words, reasons), 'rows',
-                             'tokens'], rows, names=3), quotes=quotes)
+                table=Table(['stage', 'source', 'split', 'documents', 'kept', 'text kept', *map(_words, reasons),
+                             'rows', 'tokens'], rows, names=3), quotes=quotes)
 
 
 def _text_kept(said: Mapping[str, Any]) -> str:

@@ -116,7 +116,7 @@ def chats(run: Run, data: DataConfig, name: str, split: str) -> list[Chat]:
 def answer_nats(run: Run, read: Callable, models: dict[str, Any], found: list[Chat]) -> dict[str, float]:
     """Cross-entropy of at most `figures.rows` chats' answers and their ends, nats a token, by model."""
     coded = [run.tokenizer.encode_chat(messages) for messages in found]
-    coded = figures_lib.spread([chat for chat in coded if len(chat[0]) <= run.config.seq_len], run.config.figures.rows)
+    coded = evaluate.spread([chat for chat in coded if len(chat[0]) <= run.config.seq_len], run.config.figures.rows)
     count = sum(sum(learn) for _, learn in coded)
     return {key: float(read(params, coded).sum()) / count for key, params in models.items()} if count else {}
 

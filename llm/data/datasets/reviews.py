@@ -8,7 +8,7 @@ view. Besides train, validation and test there is `gold`, for a judge that must 
 Left out: the tweets and newspaper snippets beside them.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 import json
 
 import numpy as np
@@ -65,6 +65,13 @@ class Reviews(tfds.core.GeneratorBasedBuilder):
     def _info(self) -> tfds.core.DatasetInfo:
         return tfds.core.DatasetInfo(builder=self, description=__doc__, features=tfds.features.FeaturesDict(
             _VIEWS[self.builder_config.name][1]))
+
+    @staticmethod
+    def single_ratings(view: str, rows: Callable[[str], Iterable[dict]]) -> dict[str, list[int]]:
+        """Every person's rating of each snippet that a view ranks. rows: another view -> its rows of the same split."""
+        if view != 'rank':
+            return {}
+        return {row['text']: row['ratings'] for row in rows('ratings') if row['domain'] == 'film'}
 
     def _split_generators(self, dl_manager):
         del dl_manager  # it knows URLs, not packages
