@@ -110,8 +110,8 @@ def stage(name: str) -> ConfigDict:
         'keep_checkpoints': 2,    # sound ones, the best one not counted.
         # What is measured when the stage ends, on the test split (the validation split where there is none).
         'figures': {
-            'rows': 512,                      # of each source, at most; 0: nothing is measured.
-            'yardstick_bytes': 20_000_000,    # of training text that the yardsticks are fitted on, at most.
+            'rows': 512,                    # of each source, at most: rows of text, chats, answers, prompts; 0: none.
+            'yardstick_bytes': 20_000_000,  # of training text that each yardstick is fitted on, at most.
         },
         'samples': {
             'prompts': (),        # what is continued or answered after the stage, for a person to read.
@@ -139,7 +139,9 @@ def sft() -> ConfigDict:
     config = stage('sft')
     with config.unlocked():
         config.patience = 3             # evaluations without a better one before the stage ends.
-        config.weigh = 'tokens'         # what weighs the same in the loss: tokens, or chats however long their answers.
+        # What weighs the same in the training loss: tokens, or chats however long their answers. The held-out loss,
+        # which chooses the step, is a mean over tokens.
+        config.weigh = 'tokens'
         # Chats whose answer is one of a few labels; the stage's figures say how often the likeliest label is right.
         config.choices = data()
     return config

@@ -24,6 +24,7 @@ def get_config(variant: str = '') -> ConfigDict:
     config.optim.learning_rate = 3e-4
     config.optim.warmup_steps = 20
     config.dropout = 0.2
+    config.figures.rows = 1000  # all test answers
     if variant == 'tiny':
         base.shrink(config)
         config.normalize_samples = 16

@@ -18,6 +18,7 @@ def get_config(variant: str = '') -> ConfigDict:
     config.data = base.data(write=base.source(tfds='reviews/write'),
                             judge=base.source(tfds='reviews/judge', weight=4.0),
                             answer=base.source(tfds='exchanges', weight=0.5))
+    config.figures.rows = 1000  # all test choices
     config.choices = base.data(clear=base.source(tfds='reviews/clear'))
     config.weigh = 'chats'  # or a label's few tokens are lost among those of written reviews
     config.stop_step = config.optim.schedule_steps = 400

@@ -4,7 +4,7 @@ In: a `Run`, the chosen parameters, the documents of its data. Out: plain JSON, 
 Left out: the yardsticks themselves (`yardsticks`, `ngrams`); figures of one stage (in that stage).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 import dataclasses
 import functools
 import math
@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 import numpy as np
 
-from llm.config import DataConfig
+from llm.config import DataConfig, UserError
 from llm.data import corpus, sources
 from llm.data.prepare import prepare_text
 from llm.data.records import check_kind
@@ -40,6 +40,7 @@ def records(run: Run, data: DataConfig, name: str, split: str, kind: str) -> lis
     """All records of a source's split that can be used as `kind` (`check_kind`), cleaned as rows are, but for train's.
 
     Those only yardsticks read, which may well see what was left out for the model, and cleaning them again takes time.
+    Raises UserError where a split to measure on has none.
     """
     source, bad = data.sources[name], sources.BadRows(data.max_bad_percent)
     check = functools.partial(check_kind, kind=kind, source=name)
@@ -52,6 +53,9 @@ def records(run: Run, data: DataConfig, name: str, split: str, kind: str) -> lis
             found = list(read)
             run.account(data, name, split, dataclasses.asdict(account))
     bad.check()
+    if not found and split != 'train':
+        raise UserError(f'source {name} has nothing to measure on in {split} ({bad.seen} rows before cleaning); give '
+                        f'it at least one record, or set figures.rows=0')
     return found
 
 
@@ -74,7 +78,7 @@ def over_rows(run: Run, score: Callable[[Any, dict[str, jax.Array]], jax.Array])
         made = [np.asarray(score(params, global_batch(
             lambda places: {name: field[indices[places]] for name, field in rows.items()},
             np.arange(size), run.rows_sharding))) for indices in filled]
-        return np.concatenate(made)[:count]
+        return np.concatenate(made)[:count] if made else np.zeros(0)
     return each
 
 
@@ -96,7 +100,7 @@ def reader(run: Run) -> Callable[[Any, list[Ids]], np.ndarray]:
     each = over_rows(run, row_nats)
 
     def read(params: Any, sequences: list[Ids]) -> np.ndarray:
-        longest = max(len(ids) for ids, _ in sequences) - 1
+        longest = max([1, *(len(ids) - 1 for ids, _ in sequences)])
         width = min(run.config.seq_len, -(-longest // _WIDTH) * _WIDTH)  # short ones in short rows, of few widths
         cuts = [(number, start) for number, (ids, _) in enumerate(sequences) for start in range(0, len(ids) - 1, width)]
         rows = {'tokens_BT': np.full((len(cuts), width), pad, np.int32),
@@ -106,23 +110,31 @@ def reader(run: Run) -> Callable[[Any, list[Ids]], np.ndarray]:
             ids, learn = (part[start:start + width + 1] for part in sequences[number])
             for name, part in zip(rows, (ids[:-1], ids[1:], learn[1:])):
                 rows[name][row, :len(part)] = part
-        return np.bincount([number for number, _ in cuts], each(params, rows), len(sequences))
+        return np.bincount(np.array([number for number, _ in cuts], np.int64), each(params, rows), len(sequences))
     return read
 
 
 # A language model's bits per byte.
 
-def bits_per_byte(run: Run, params: Any) -> dict[str, Any]:
+def test_documents(run: Run) -> dict[str, list[str]]:
+    """The `test_parts` of a run's data, about `figures.rows` rows of text each."""
+    found = {name: records(run, run.config.data, name, split, 'text')
+             for name, split in test_splits(run.config.data).items()}
+    return test_parts(found, run.config.figures.rows * run.config.seq_len * _BYTES_PER_TOKEN)
+
+
+def bits_per_byte(run: Run, params: Any, parts: dict[str, list[str]]) -> dict[str, Any]:
     """Held-out bits per byte of the model, of gzip and of Kneser-Ney trigrams over bytes and over tokens.
 
     Of each titled document that is not very short (all cut to the length of the shortest, so that none outweighs
     another), of each source (its documents together) and of `works`, all titled ones together. Of a source without
-    titles, or with very many, about `figures.rows` rows of text are taken, of documents all over it. What is coded are the documents' bytes: the model and
-    the trigrams start every document anew, gzip has a part's documents one after another; no one codes their ends.
+    titles, or with very many, about `figures.rows` rows of text are taken, of documents all over it. What is coded are
+    the documents' bytes: the model and the trigrams start every document anew, gzip has a part's documents one after
+    another; no one codes their ends.
+
+    Args:
+      parts: `test_documents`.
     """
-    splits = test_splits(run.config.data)
-    parts = test_parts({name: records(run, run.config.data, name, split, 'text') for name, split in splits.items()},
-                       run.config.figures.rows * run.config.seq_len * _BYTES_PER_TOKEN)
     texts = list(dict.fromkeys(text for part in parts.values() for text in part))
     nats = {coder: dict(zip(texts, of_texts)) for coder, of_texts in _nats(run, params, texts).items()}
 
@@ -131,7 +143,8 @@ def bits_per_byte(run: Run, params: Any) -> dict[str, Any]:
         bits = {coder: float(sum(of_text[text] for text in part)) / math.log(2) for coder, of_text in nats.items()}
         return {'bytes': len(together), 'gzip': gzip_bits_per_byte(together),
                 **{coder: total / len(together) for coder, total in bits.items()}}
-    return {'split': said(splits), 'context': f'of each token: its window of {run.config.seq_len}, up to it',
+    return {'split': said(test_splits(run.config.data)),
+            'context': f'of each token: its window of {run.config.seq_len}, up to it',
             'bits_per_byte': {name: measured(part) for name, part in parts.items()}}
 
 
@@ -201,6 +214,12 @@ def training_tokens(run: Run) -> list[np.ndarray]:
             if left <= 0:
                 break
     return chosen
+
+
+def fitted_on(run: Run, texts: Sequence[str]) -> list[int]:
+    """Numbers of the training texts that a yardstick is fitted on: about `figures.yardstick_bytes` bytes, spread."""
+    size = sum(len(text.encode()) for text in texts)
+    return spread(range(len(texts)), len(texts) * run.config.figures.yardstick_bytes // max(size, 1))
 
 
 def said(splits: dict[str, str]) -> str:

@@ -23,7 +23,7 @@ from llm import evaluate
 from llm.config import PPOConfig, UserError
 from llm.data import sources
 from llm.data.tokenizer import Tokenizer
-from llm.figures import records, spread
+from llm.figures import records
 from llm.rollout.trajectories import Trajectories
 from llm.run import Run
 from llm.yardsticks import distinct_n, lexicon, ridge
@@ -244,7 +244,7 @@ def _gold_gain(gold_B: np.ndarray, sft_B: np.ndarray) -> dict[str, float]:
 
 
 def _check(bench: Bench, unseen: Rated) -> dict[str, Any]:
-    texts, human_B = (spread(part, bench.run.config.figures.rows) for part in unseen)
+    texts, human_B = (evaluate.spread(part, bench.run.config.figures.rows) for part in unseen)
     human_B, score_B = np.array(human_B), bench.gold.predict(texts)
     apart_BB = human_B[:, None] - human_B > 1
     right_BB = np.heaviside(score_B[:, None] - score_B, 0.5)

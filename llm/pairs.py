@@ -5,6 +5,7 @@ Left out: the yardsticks and the calibration (`yardsticks`), the model (`stages.
 """
 
 from collections.abc import Callable, Sequence
+import itertools
 import json
 from typing import Any, NamedTuple
 
@@ -12,11 +13,11 @@ import numpy as np
 
 from llm import figures
 from llm import yardsticks
+from llm.config import UserError
 from llm.data import sources
+from llm.evaluate import spread
 from llm.run import Run
 from llm.yardsticks import calibration, in_order, lexicon, rater_agreement
-
-_MOST_ANSWERS = 2000  # to one prompt; their pairs are two million
 
 
 class Rated(NamedTuple):
@@ -29,7 +30,27 @@ class Rated(NamedTuple):
     group_A: np.ndarray  # int64: the number of its source and prompt
 
 
-def measure(run: Run, score: Callable[[dict[str, np.ndarray]], np.ndarray], gaps: Sequence[float]) -> dict[str, Any]:
+class Measured(NamedTuple):
+    """What figures are of."""
+
+    split: str
+    test: Rated  # of that split
+    validation: Rated
+
+
+def measured(run: Run) -> Measured:
+    """At most `figures.rows` answers of each source. Raises UserError where none fits a row after its prompt."""
+    splits = figures.test_splits(run.config.data)
+    test, validation = (readable(run, rated(run, each, run.config.figures.rows))
+                        for each in (splits, dict.fromkeys(splits, 'validation')))
+    if not test.texts:
+        raise UserError(f'no answer to measure on fits seq_len={run.config.seq_len} after its prompt; allow longer '
+                        f'rows, or set figures.rows=0')
+    return Measured(figures.said(splits), test, validation)
+
+
+def measure(run: Run, score: Callable[[dict[str, np.ndarray]], np.ndarray], gaps: Sequence[float],
+            of: Measured) -> dict[str, Any]:
     """Share of pairs in people's order, by the gap of their scores, and how well the scorer knows it.
 
     A pair is any two answers to one prompt of the test split, also if they were never ranked side by side (so scores
@@ -42,11 +63,8 @@ def measure(run: Run, score: Callable[[dict[str, np.ndarray]], np.ndarray], gaps
       by a ridge regression fitted on the training split, by the lexicon and by single raters (None where people's
       ratings are not known one by one); calibration, over all pairs, its temperature from the validation split's.
     """
-    data = run.config.data
-    splits = figures.test_splits(data)
-    test, validation = (readable(run, rated(run, each)) for each in (splits, dict.fromkeys(splits, 'validation')))
-    trained = rated(run, dict.fromkeys(splits, 'train'))
-    scores = {'model': score(rows_of(run, test)), 'ridge': ridge(trained, test.texts), 'lexicon': lexicon(test.texts)}
+    split, test, validation = of
+    scores = {'model': score(rows_of(run, test)), 'ridge': ridge(run, test.texts), 'lexicon': lexicon(test.texts)}
     pairs = ordered_pairs(test.score_A, test.group_A)
     gap = margins(test.score_A, pairs)
     fitted_on = margins(score(rows_of(run, validation)), ordered_pairs(validation.score_A, validation.group_A))
@@ -55,45 +73,43 @@ def measure(run: Run, score: Callable[[dict[str, np.ndarray]], np.ndarray], gaps
                              'raters': rater_agreement(test.ratings, pairs[gap > least]) if all(test.ratings) else None}
               for least in gaps}
     known = len(pairs) and len(fitted_on)
-    return {'split': figures.said(splits), 'rows': len(test.texts), 'pairs': by_gap,
+    return {'split': split, 'rows': len(test.texts), 'pairs': by_gap,
             'calibration': calibration(margins(scores['model'], pairs), fitted_on) if known else None}
 
 
-def ridge(trained: Rated, texts: Sequence[str]) -> np.ndarray:
-    """[texts] scores of a ridge regression; NaN where no training answer has a word."""
+def ridge(run: Run, texts: Sequence[str]) -> np.ndarray:
+    """[texts] scores of a ridge regression on training answers; NaN where none of them has a word."""
+    trained = rated(run, dict.fromkeys(run.config.data.sources, 'train'))
+    chosen = figures.fitted_on(run, trained.texts)
     try:
-        return yardsticks.ridge(trained.texts, trained.score_A).predict(texts)
+        return yardsticks.ridge([trained.texts[index] for index in chosen], trained.score_A[chosen]).predict(texts)
     except ValueError:
         return np.full(len(texts), np.nan)
 
 
-def rated(run: Run, splits: dict[str, str]) -> Rated:
-    """All answers of a split of each source."""
-    data, seen = run.config.data, {}
+def rated(run: Run, splits: dict[str, str], most: int | None = None) -> Rated:
+    """The answers of a split of each source, at most so many of each, of whole groups spread evenly; None: all."""
+    data, flat, numbers = run.config.data, [], itertools.count()
     for name, split in splits.items():
         known = sources.single_ratings(data.sources[name], split, data.data_dir, run.progress)
+        groups: dict[str, dict[str, Any]] = {}
         for record in figures.records(run, data, name, split, 'ranked'):
-            group = seen.setdefault((name, json.dumps(record['messages'])), {})
+            group = groups.setdefault(json.dumps(record['messages']), {})
             for text, score in zip(record['answers'], record['scores']):
                 group.setdefault(text, (record['messages'], known.get(text, []), []))[2].append(score)
-    flat = [(text, *item, number) for number, group in enumerate(seen.values()) for text, item in group.items()]
-    texts, prompts, ratings, scores, groups = zip(*flat) if flat else [()] * 5
-    return Rated(texts, prompts, ratings, np.array([np.mean(each) for each in scores]), np.array(groups, np.int64))
+        total = sum(map(len, groups.values()))
+        kept = spread(list(groups.values()), len(groups) if most is None else max(1, most * len(groups) // total))
+        found = [(text, *item, number) for group, number in zip(kept, numbers) for text, item in group.items()]
+        flat += found if most is None else spread(found, most)
+    texts, prompts, ratings, scores, group_A = zip(*flat) if flat else [()] * 5
+    return Rated(texts, prompts, ratings, np.array([np.mean(each) for each in scores]), np.array(group_A, np.int64))
 
 
 def readable(run: Run, answers: Rated) -> Rated:
-    """Those that fit a row after their prompt, at most so many of each group that their pairs can be counted."""
-    fits = [len(_ids(run, messages, text)) <= run.config.seq_len
-            for messages, text in zip(answers.prompts, answers.texts)]
-    kept = np.concatenate([members[:_MOST_ANSWERS] for members in _members(answers.group_A, np.flatnonzero(fits))])
+    """Those that fit a row after their prompt."""
+    kept = np.flatnonzero([len(_ids(run, messages, text)) <= run.config.seq_len
+                           for messages, text in zip(answers.prompts, answers.texts)])
     return Rated(*([part[index] for index in kept] for part in answers[:3]), *(part[kept] for part in answers[3:]))
-
-
-def _members(group_A: np.ndarray, among: np.ndarray | None = None) -> list[np.ndarray]:
-    """The indices of each group's members, in their order."""
-    among = np.arange(len(group_A)) if among is None else among
-    among = among[np.argsort(group_A[among], kind='stable')]
-    return np.split(among, np.flatnonzero(np.diff(group_A[among])) + 1)
 
 
 def _ids(run: Run, messages: list[dict[str, str]], text: str) -> list[int]:
@@ -112,7 +128,8 @@ def rows_of(run: Run, answers: Rated) -> dict[str, np.ndarray]:
 def ordered_pairs(score_A: np.ndarray, group_A: np.ndarray) -> np.ndarray:
     """[pairs, 2] indices of answers of one group, the better one first; pairs of equal scores are left out."""
     found = [np.zeros((0, 2), np.int64)]
-    for members in _members(group_A):
+    order = np.argsort(group_A, kind='stable')
+    for members in np.split(order, np.flatnonzero(np.diff(group_A[order])) + 1):
         one, two = members[np.stack(np.triu_indices(len(members), 1))]
         better = score_A[one] > score_A[two]
         pairs = np.stack([np.where(better, one, two), np.where(better, two, one)], axis=1)

@@ -14,6 +14,7 @@ import pytest
 from configs import base
 from llm import figures
 from llm.config import DataConfig, from_dict, MeshConfig, UserError
+from llm.data import corpus
 from llm.data.prepare import prepare_text
 from llm.pipeline import open_step, STAGES
 from llm.sharding import AxisRules, batch_sharding, make_mesh
@@ -82,7 +83,7 @@ def test_long_works_are_cut_to_what_there_is_time_for():
 # Rows in batches.
 
 @pytest.mark.parametrize('mesh', [(1, 1, 1), (8, 1, 1)])
-@pytest.mark.parametrize('count', [1, 8, 13])
+@pytest.mark.parametrize('count', [0, 1, 8, 13])
 def test_every_row_is_scored_once_and_in_order(mesh, count):
     made = make_mesh(MeshConfig(*mesh))
     run = types.SimpleNamespace(config=types.SimpleNamespace(batch_size=8), mesh=made,
@@ -100,6 +101,8 @@ def test_a_model_that_knows_nothing_pays_log_v_for_each_token_that_counts(opened
     sequences = [([1, 9, 8, 7], [0, 1, 0, 1]), ([1, *range(9, 109)], [0] + [1] * 100), ([1], [0])]
     nats = figures.reader(run)(nothing, sequences)
     np.testing.assert_allclose(nats, np.array([2, 100, 0]) * math.log(run.tokenizer.vocab_size), rtol=1e-6)
+    read = figures.reader(run)
+    assert read(nothing, [([1], [0])]).tolist() == [0] and read(nothing, []).shape == (0,)
 
 
 def test_the_reader_sees_what_the_evaluator_sees(opened):
@@ -123,14 +126,14 @@ def test_a_sequence_costs_the_same_alone_and_beside_others(opened):
 
 def test_bits_per_byte_of_every_coder(opened):
     run, params = opened('pretrain')
-    found = figures.bits_per_byte(run, params)
+    found = figures.bits_per_byte(run, params, figures.test_documents(run))
     assert found['split'] == 'validation'  # JSON lines have no other
     values = found['bits_per_byte']['text']
     assert set(values) == {'bytes', 'model', 'gzip', 'kn_byte_trigram', 'kn_token_trigram'}
     assert all(0 < value < 9 for key, value in values.items() if key != 'bytes')
     # 31 words in any order, and a trigram of bytes has to tell them apart: log2(31) bits a word of about five letters.
     assert values['kn_byte_trigram'] < 2 < values['model']
-    nothing = figures.bits_per_byte(run, jax.tree.map(jnp.zeros_like, params))['bits_per_byte']['text']
+    nothing = STAGES['pretrain'].figures(run, jax.tree.map(jnp.zeros_like, params))['bits_per_byte']['text']
     rows = prepare_text('text', run.config.data.sources['text'], 'validation', run.tokenizer, data=run.config.data,
                         seq_len=32, cache_dir=run.cache_dir, progress=run.progress)
     tokens = rows.meta['tokens'] - 2 * rows.meta['records']  # neither bos nor eos
@@ -182,12 +185,25 @@ def test_choices_are_right_as_often_as_the_likeliest_label(opened, tmp_path):
     assert found['answer_nats']['mine']['model'] != found['answer_nats']['mine']['parent'] > 0
 
 
-def test_choices_of_too_many_labels_are_refused(opened, tmp_path):
-    run, params = opened('sft')
-    data = write_choices(tmp_path / 'choices.jsonl', 200, tuple(f'answer {number}' for number in range(100)))
-    run = dataclasses.replace(run, config=dataclasses.replace(run.config, choices=data))
-    with pytest.raises(UserError, match='choices.sources.mine has .* different answers'):
-        sft.figures(run, params)
+@pytest.mark.parametrize('labels, change, message', [
+    (100, {}, 'choices.sources.mine has .* different answers; use one with 2 to 32'),
+    (1, {}, 'choices.sources.mine has 1 different answers; use one with 2 to 32'),
+    (2, {'seq_len': 4}, 'choices.sources.mine has no chat of seq_len=4 tokens or fewer; use shorter ones')])
+def test_choices_that_cannot_be_measured_are_refused_before_the_stage_learns(opened, tmp_path, labels, change, message):
+    run, _ = opened('sft')
+    data = write_choices(tmp_path / 'choices.jsonl', 200, tuple(f'answer {number}' for number in range(labels)))
+    run = dataclasses.replace(run, config=dataclasses.replace(run.config, choices=data, **change))
+    with pytest.raises(UserError, match=message):
+        sft.measured(run)
+
+
+@pytest.mark.parametrize('stage', ['pretrain', 'sft', 'reward', 'ppo'])
+def test_nothing_to_measure_on_ends_a_stage_before_it_learns(opened, monkeypatch, stage):
+    run, _ = opened(stage)
+    monkeypatch.setattr(STAGES[stage], 'Journal', lambda *args, **keywords: pytest.fail('the stage began'))
+    monkeypatch.setattr(figures.corpus, 'read', lambda *args, **keywords: (iter([]), corpus.Account()))
+    with jax.set_mesh(run.mesh), pytest.raises(UserError, match='has nothing to measure on in validation'):
+        STAGES[stage].run(run)
 
 
 def test_labels_that_no_training_chat_has_leave_the_linear_model_out(opened, tmp_path):

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from llm import evaluate
 from llm.data.order import Mixture
 from llm.data.prepare import prepare_text
-from llm.figures import bits_per_byte
+from llm.figures import bits_per_byte, test_documents
 from llm.journal import averaged, Journal
 from llm.loop import every, fit
 from llm.model.attention import MaskSpec
@@ -41,6 +41,7 @@ def run(run: Run) -> Result:
     train_step = make_train_step(objective, tx, shardings=shardings(state), schedule=schedule(config.optim),
                                  micro_batches=config.exec.micro_batches, ema_decay=config.optim.ema_decay)
     held_out = evaluator(run)
+    to_measure = test_documents(run) if config.figures.rows else None
 
     with Journal(run, state, head='token', objective='next token', metric='bits_per_byte',
                  higher_is_better=False,
@@ -61,7 +62,7 @@ def run(run: Run) -> Result:
                 journal.save(step, state)
         chosen = journal.chosen(state)
         journal.samples(functools.partial(samples, run, chosen))
-        journal.figures(functools.partial(figures, run, chosen))
+        journal.figures(functools.partial(figures, run, chosen, to_measure))
         return journal.result()
 
 
@@ -101,6 +102,6 @@ def samples(run: Run, params: Any) -> list[dict[str, Any]]:
             for prompt, text in zip(prompts, evaluate.answers(run, params, ids))]
 
 
-def figures(run: Run, params: Any) -> dict[str, Any]:
+def figures(run: Run, params: Any, of: dict[str, list[str]] | None = None) -> dict[str, Any]:
     """Bits per byte of held-out documents, beside gzip's and trigrams'."""
-    return bits_per_byte(run, params)
+    return bits_per_byte(run, params, of or test_documents(run))

@@ -48,6 +48,7 @@ def run(run: Run) -> Result:
                                  micro_batches=config.exec.micro_batches, ema_decay=config.optim.ema_decay)
     held_out = evaluator(run)
     answers = sft_answers(run)
+    to_measure = pairs.measured(run) if config.figures.rows else None
 
     with Journal(run, state, head='scalar', objective='k-wise ranking', metric='k_wise',
                  higher_is_better=False,
@@ -69,7 +70,7 @@ def run(run: Run) -> Result:
                 journal.save(step, state)
         chosen = journal.chosen(state)
         journal.samples(functools.partial(samples, run, chosen, answers))
-        journal.figures(functools.partial(figures, run, chosen))
+        journal.figures(functools.partial(figures, run, chosen, to_measure))
         return journal.result()
 
 
@@ -147,11 +148,11 @@ def samples(run: Run, params: Any, answers: Generation | None = None) -> list[di
     return [{'score': round(float(score_B[row]), 3), 'answer': said[row]} for row in np.argsort(-score_B)]
 
 
-def figures(run: Run, params: Any) -> dict[str, Any]:
+def figures(run: Run, params: Any, of: pairs.Measured | None = None) -> dict[str, Any]:
     """Share of the test split's pairs that the scorer orders as people do, beside yardsticks; its calibration."""
     model = Transformer(run.model_config, run.config.exec, head='scalar')
 
     def one_each(params: Any, batch: dict[str, jax.Array]) -> jax.Array:
         groups = {'tokens_BRT': batch['tokens_BT'][:, None], 'length_BR': batch['length_B'][:, None]}
         return group_scores(model, params, groups, None)[:, 0]
-    return pairs.measure(run, functools.partial(over_rows(run, one_each), params), GAPS)
+    return pairs.measure(run, functools.partial(over_rows(run, one_each), params), GAPS, of or pairs.measured(run))

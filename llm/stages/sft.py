@@ -47,6 +47,7 @@ def run(run: Run) -> Result:
     train_step = make_train_step(objective, tx, shardings=shardings(state), schedule=schedule(config.optim),
                                  micro_batches=config.exec.micro_batches, ema_decay=config.optim.ema_decay)
     held_out = evaluator(run)
+    to_measure = measured(run) if config.figures.rows else None
 
     with Journal(run, state, head='token', objective='next token of answers', metric='next_token',
                  higher_is_better=False,
@@ -71,7 +72,7 @@ def run(run: Run) -> Result:
                 break
         chosen = journal.chosen(state)
         journal.samples(functools.partial(samples, run, chosen))
-        journal.figures(functools.partial(figures, run, chosen))
+        journal.figures(functools.partial(figures, run, chosen, to_measure))
         return journal.result()
 
 
@@ -80,7 +81,9 @@ def answer_loss(model: Transformer, weigh: str, params: Any, frozen: None, batch
     """Cross-entropy of the answers' tokens, each token or each chat weighing the same."""
     if weigh == 'chats':
         batch = {**batch, 'mask_BT': per_chat(batch['mask_BT'], batch['segments_BT'])}
-    return pretrain.language_loss(model, params, frozen, batch, key, z_loss=0.0)
+    loss = pretrain.language_loss(model, params, frozen, batch, key, z_loss=0.0)
+    # Held-out losses are means over tokens; what is none does not go by their name.
+    return loss if weigh == 'tokens' else loss._replace(terms={'next_token_by_chat': loss.terms['next_token']})
 
 
 def samples(run: Run, params: Any) -> list[dict[str, Any]]:
@@ -91,20 +94,27 @@ def samples(run: Run, params: Any) -> list[dict[str, Any]]:
             for prompt, text in zip(prompts, evaluate.answers(run, params, ids))]
 
 
-def figures(run: Run, params: Any) -> dict[str, Any]:
+def measured(run: Run) -> tuple[dict[str, list[Chat]], dict[str, list[Chat]]]:
+    """What figures are of, by source: chats of `data`, and of `choices`."""
+    answered, asked = ({name: chats(run, data, name, split)
+                        for name, split in figures_lib.test_splits(data).items()}
+                       for data in (run.config.data, run.config.choices))
+    return answered, {name: with_labels(run, name, found) for name, found in asked.items()}
+
+
+def figures(run: Run, params: Any, of: tuple[dict[str, list[Chat]], dict[str, list[Chat]]] | None = None
+            ) -> dict[str, Any]:
     """Loss of held-out answers, and how often the likeliest label is right, beside the parent's and a linear model's.
 
     Chats that are longer than a row are left out, as in training.
     """
     config, read = run.config, figures_lib.reader(run)
     models = {'model': params, 'parent': run.load('init_from', Transformer(run.model_config, config.exec))}
-    splits, choice_splits = figures_lib.test_splits(config.data), figures_lib.test_splits(config.choices)
+    answered, asked = of or measured(run)
     return {
-        'split': figures_lib.said(splits | choice_splits),
-        'answer_nats': {name: answer_nats(run, read, models, chats(run, config.data, name, split))
-                        for name, split in splits.items()},
-        'choices': {name: choices(run, read, models, name, chats(run, config.choices, name, split))
-                    for name, split in choice_splits.items()}}
+        'split': figures_lib.said(figures_lib.test_splits(config.data) | figures_lib.test_splits(config.choices)),
+        'answer_nats': {name: answer_nats(run, read, models, found) for name, found in answered.items()},
+        'choices': {name: choices(run, read, models, found) for name, found in asked.items()}}
 
 
 def chats(run: Run, data: DataConfig, name: str, split: str) -> list[Chat]:
@@ -121,40 +131,52 @@ def answer_nats(run: Run, read: Callable, models: dict[str, Any], found: list[Ch
     return {key: float(read(params, coded).sum()) / count for key, params in models.items()} if count else {}
 
 
-def choices(run: Run, read: Callable, models: dict[str, Any], name: str, found: list[Chat]) -> dict[str, Any]:
+def with_labels(run: Run, name: str, found: list[Chat]) -> list[Chat]:
+    """At most `figures.rows` of a source's chats, those that fit a row with each of the labels.
+
+    Raises UserError where the answers are no labels, or nothing fits.
+    """
+    labels = {messages[-1]['content'] for messages in found}
+    if not 2 <= len(labels) <= _MOST_LABELS:
+        raise UserError(f'choices.sources.{name} has {len(labels)} different answers; use one with 2 to {_MOST_LABELS}')
+    left = run.config.seq_len - max(len(run.tokenizer.encode_answer(label)) for label in labels)
+    fit = [messages for messages in found if len(run.tokenizer.encode_prompt(messages[:-1])) <= left]
+    if not fit:
+        raise UserError(f'choices.sources.{name} has no chat of seq_len={run.config.seq_len} tokens or fewer; '
+                        f'use shorter ones')
+    return evaluate.spread(fit, run.config.figures.rows)
+
+
+def choices(run: Run, read: Callable, models: dict[str, Any], found: list[Chat]) -> dict[str, Any]:
     """Shares of chats whose own last answer is the likeliest of all labels, its end token included.
 
     `tfidf_logistic` is a linear model of the words before the answer, fitted on the training chats that end in one of
     the labels; null where those have but one.
     """
     tokenizer, labels = run.tokenizer, sorted({messages[-1]['content'] for messages in found})
-    if len(labels) > _MOST_LABELS:
-        raise UserError(f'choices.sources.{name} has {len(labels)} different answers; use one with few labels')
     answers = [tokenizer.encode_answer(label) for label in labels]
     prompts = [tokenizer.encode_prompt(messages[:-1]) for messages in found]
-    fits = [len(prompt) + max(map(len, answers)) <= run.config.seq_len for prompt in prompts]
-    found, prompts = ([item for item, fit in zip(items, fits) if fit] for items in (found, prompts))
     sequences = [(prompt + answer, [0] * len(prompt) + [1] * len(answer)) for prompt in prompts for answer in answers]
     right = np.array([labels.index(messages[-1]['content']) for messages in found])
 
     def share(params: Any) -> float:
         return float(np.mean(read(params, sequences).reshape(-1, len(labels)).argmin(axis=1) == right))
-    shares = {key: share(params) for key, params in models.items()} if found else {}
-    return {'rows': len(found), 'labels': labels, **shares, 'tfidf_logistic': linear(run, labels, found)}
+    return {'rows': len(found), 'labels': labels, **{key: share(params) for key, params in models.items()},
+            'tfidf_logistic': linear(run, labels, found)}
 
 
 def linear(run: Run, labels: list[str], found: list[Chat]) -> float | None:
     """Accuracy on these chats of TF-IDF and logistic regression, fitted on the training chats with these labels."""
     trained = [messages for name in run.config.data.sources for messages in chats(run, run.config.data, name, 'train')
                if messages[-1]['content'] in labels]
-    if not found or len({messages[-1]['content'] for messages in trained}) < 2:
-        return None
 
     def text(messages: Chat) -> str:
         return '\n'.join(message['content'] for message in messages[:-1])
+    texts = [text(messages) for messages in trained]
+    chosen = figures_lib.fitted_on(run, texts)
     try:
-        model = logistic([text(messages) for messages in trained], [messages[-1]['content'] for messages in trained])
-    except ValueError:  # no word in any
+        model = logistic([texts[index] for index in chosen], [trained[index][-1]['content'] for index in chosen])
+    except ValueError:  # no word in any, or but one label
         return None
     said = model.predict([text(messages) for messages in found])
     return float(np.mean([one == messages[-1]['content'] for one, messages in zip(said, found)]))
