@@ -13,6 +13,8 @@ import math
 from typing import Any
 
 import jax
+from jax.experimental import multihost_utils
+import numpy as np
 
 from llm import config as config_lib
 from llm import provenance
@@ -111,7 +113,7 @@ class Journal(contextlib.AbstractContextManager):
                  eligible: Callable[[dict[str, float]], bool] = lambda values: True) -> dict[str, float]:
         """Writes a row of held-out numbers, returns them, and keeps count of the best among the eligible ones."""
         with self._aside('evaluate'):
-            values = evaluator(params)
+            values = agreed(evaluator(params))
         self._metrics.evaluate(step, values)
         value, best = values[self._metric], self.host['best']
         if eligible(values) and not math.isnan(value) and (best is None or self._sign * value > self._sign * best):
@@ -145,8 +147,9 @@ class Journal(contextlib.AbstractContextManager):
         """Keeps what the chosen step says, and shows the first of it."""
         with self._aside('samples'):
             rows = make()
-        (self._run.folder / 'samples.jsonl').write_text(
-            ''.join(json.dumps(row, ensure_ascii=False) + '\n' for row in rows))
+        if jax.process_index() == 0:
+            (self._run.folder / 'samples.jsonl').write_text(
+                ''.join(json.dumps(row, ensure_ascii=False) + '\n' for row in rows))
         for row in rows[:3]:
             self._metrics.note('  '.join(f'{key}: {value}' for key, value in row.items()))
 
@@ -187,6 +190,14 @@ class Journal(contextlib.AbstractContextManager):
                      for key, parent in run.parents.items()})
 
 
+def agreed(values: dict[str, float]) -> dict[str, float]:
+    """Process 0's numbers, in every process: theirs may differ in the last bits, what is decided by them may not."""
+    if jax.process_count() == 1:
+        return values
+    doubles = np.array(list(values.values()), np.float64).view(np.uint8)  # as float64 they would be rounded
+    return dict(zip(values, np.asarray(multihost_utils.broadcast_one_to_all(doubles)).view(np.float64).tolist()))
+
+
 def finite(value: Any) -> Any:
     """The same plain JSON with null for every number that JSON has no word for."""
     if isinstance(value, dict):
@@ -197,12 +208,15 @@ def finite(value: Any) -> Any:
 
 
 def _mixture(run: Run) -> dict[str, dict[str, Any]]:
-    """Every source of a run: where it is from, its weight, and the SHA-256 of its splits."""
+    """Every source of a run: where it is from, its weight, early and late, and the SHA-256 of its splits."""
     described = {}
     for key, hashes in run.identity['data'].items():
         section, name = key.split('.', 1)
-        source = getattr(run.config, section).sources[name]
-        described[key] = {'from': source.tfds or source.jsonl or source.text, 'weight': source.weight, **hashes}
+        data = getattr(run.config, section)
+        source = data.sources[name]
+        late = {} if source.late_weight is None or not data.late_from_step else {
+            'late_weight': source.late_weight, 'late_from_step': data.late_from_step}
+        described[key] = {'from': source.tfds or source.jsonl or source.text, 'weight': source.weight, **late, **hashes}
     return described
 
 

@@ -32,7 +32,8 @@ from llm.run import read_result, Result, Run, write_json
 from llm.sharding import make_mesh
 from llm.stages import ppo, pretrain, reward, sft
 
-# Each has run(run) -> Result, and for one of its checkpoints initial(run), evaluator(run) and samples(run, params).
+# Each has run(run) -> Result, and for one of its checkpoints initial(run), evaluator(run), samples(run, params) and
+# figures(run, params).
 STAGES = {'pretrain': pretrain, 'sft': sft, 'reward': reward, 'ppo': ppo}
 
 
@@ -158,12 +159,14 @@ def execute(run: Run) -> Result:
         write_json(run.folder / 'identity.json', {
             'name': run.name, 'identity': run.identity, 'config': dataclasses.asdict(run.config),
             'parents': {key: f'{parent.folder}@{parent.step}' for key, parent in run.parents.items()}})
-        (run.folder / 'result.json').unlink(missing_ok=True)  # of a shorter run: this one is not finished
+        for name in ('result.json', 'figures.json', 'samples.jsonl'):  # of a shorter run: this one is not finished
+            (run.folder / name).unlink(missing_ok=True)
         provide_tokenizer(run)
         with jax.set_mesh(run.mesh):
             result = STAGES[run.config.stage].run(run)
         write_json(run.folder / 'result.json', dataclasses.asdict(result))
-    run.say(f'{run.name}  {result.metric} {result.before:.4f} -> {result.after:.4f} at step {result.step}  {run.folder}')
+    run.say(f'{run.name}  {result.metric} {result.before:.4f} -> {result.after:.4f} at step {result.step}  '
+            f'{run.folder}')
     return result
 
 

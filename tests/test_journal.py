@@ -5,12 +5,15 @@ import math
 import types
 
 import jax
+from jax.experimental import multihost_utils
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
+import numpy as np
 import pytest
 
+from configs import base
 from llm.config import MeshConfig, UserError
-from llm.journal import averaged, Journal
+from llm.journal import agreed, averaged, Journal
 from llm.loop import fit
 from llm.manifest import read, sealed_steps
 from llm.phases import Phases
@@ -205,3 +208,38 @@ def test_samples_are_kept_and_the_first_ones_shown(tmp_path, capsys):
     assert [json.loads(line) for line in (tmp_path / 'samples.jsonl').read_text().splitlines()] == rows
     assert [line for line in capsys.readouterr().out.splitlines() if 'answer' in line] == [
         f'mine  prompt: a  answer: {letter}' for letter in 'bcd']
+
+
+def test_samples_are_written_by_one_process(tmp_path, monkeypatch):
+    with open_journal(tmp_path) as journal:
+        monkeypatch.setattr(jax, 'process_index', lambda: 1)
+        journal.samples(lambda: [{'answer': 'x'}])
+        monkeypatch.undo()
+    assert not (tmp_path / 'samples.jsonl').exists()
+
+
+def test_processes_decide_by_the_numbers_of_the_first_to_the_last_bit(monkeypatch):
+    theirs = np.array([0.1 + 3e-16, NAN])
+
+    def told(mine):
+        assert mine.dtype == np.uint8  # JAX would round float64
+        return theirs.view(np.uint8)
+    monkeypatch.setattr(multihost_utils, 'broadcast_one_to_all', told)
+    assert agreed({'loss': 0.1, 'other': 2.0}) == {'loss': 0.1, 'other': 2.0}  # alone
+    monkeypatch.setattr(jax, 'process_count', lambda: 2)
+    found = agreed({'loss': 0.1, 'other': 2.0})
+    assert found['loss'] == theirs[0] != 0.1 and math.isnan(found['other'])
+
+
+@pytest.mark.parametrize('late_from_step, expected', [
+    (0, {'weight': 2.0}), (50, {'weight': 2.0, 'late_weight': 0.5, 'late_from_step': 50})])
+def test_manifest_tells_the_mixtures_schedule(tmp_path, late_from_step, expected):
+    with open_journal(tmp_path) as journal:
+        config = journal._run.config
+        config.data = base.data(one=base.source(jsonl='a', weight=2.0, late_weight=0.5), two=base.source(jsonl='b'))
+        config.data.late_from_step = late_from_step
+        journal._run.identity['data'] = {'data.one': {'train': 'x'}, 'data.two': {'train': 'y'}}
+        go_through(journal, [1.0])
+    found = read(tmp_path / 'checkpoints', 0).data
+    assert found == {'data.one': {'from': 'a', **expected, 'train': 'x'},
+                     'data.two': {'from': 'b', 'weight': 1.0, 'train': 'y'}}

@@ -138,6 +138,15 @@ def test_shorter_stop_step_keeps_the_longer_run(workdir, nothing_runs):
     assert tiny.run(config, workdir)['pretrain'].last_step == 4
 
 
+def test_a_run_that_goes_on_shows_no_end_that_it_has_not_come_to(workdir, nothing_runs):
+    folder, ends = folder_of(workdir, 'pretrain'), ('result.json', 'figures.json', 'samples.jsonl')
+    assert all((folder / name).exists() for name in ends)
+    with pytest.raises(Started):
+        tiny.run(tiny.pipeline_config(workdir, **{'pretrain.stop_step': 6}), workdir)
+    assert not any((folder / name).exists() for name in ends)
+    assert (folder / 'metrics.jsonl').exists()
+
+
 @pytest.mark.parametrize('key, value, line', [
     ('pretrain.optim.learning_rate', 1e-2, 'optim.learning_rate: 0.005 -> 0.01'),
     ('pretrain.seed', 1, 'seed: 0 -> 1'),

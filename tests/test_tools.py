@@ -1,6 +1,7 @@
 """What a person runs by hand on a finished run: numbers again, samples, the chain back to the raw data."""
 
 import json
+import os
 import shutil
 import sys
 
@@ -122,5 +123,19 @@ def test_compare_takes_the_mean_and_the_range_over_workdirs(finished_pipeline, t
     assert [float(cell) for cell in row.split('|')[2:-1]] == pytest.approx([here + 1, here, here + 2, 2], rel=1e-3)
 
 
+def test_compare_passes_over_runs_that_have_not_ended_and_files_that_are_torn(finished_pipeline, tmp_path, printed):
+    workdir = shutil.copytree(finished_pipeline, tmp_path / 'runs')
+    expected = printed(compare, str(workdir))
+    newer = shutil.copytree(exactness.folder_of('sft', workdir), workdir / 'sft-newer')
+    (newer / 'result.json').unlink()
+    for file in newer.glob('*.json*'):
+        os.utime(file, (2e9, 2e9))
+    assert printed(compare, str(workdir)) == expected
+    path = exactness.folder_of('ppo', finished_pipeline).name
+    (workdir / path / 'figures.json').write_text('{"policies": {"s')
+    assert printed(compare, str(workdir)) == [row for row in expected if not row.startswith('| ppo/') or any(
+        row.startswith(f'| ppo/{key}') for key in json.loads((workdir / path / 'result.json').read_text()))]
+
+
 def test_compare_refuses_a_folder_without_runs(tmp_path, refusal):
-    assert 'holds no run' in refusal(compare, str(tmp_path))
+    assert 'holds no ended run' in refusal(compare, str(tmp_path))

@@ -1,12 +1,11 @@
 """The figures of several pipelines side by side: python -m tools.compare WORKDIR...
 
-In: workdirs of one recipe, e.g. of three seeds; every stage's newest finished run is read.
+In: workdirs of one recipe, e.g. of three seeds; of every stage the newest run that has ended is read.
 Out: a Markdown table: each figure's mean over the workdirs and its range. Left out: the page of one pipeline (`report`).
 """
 
 import argparse
 from collections.abc import Iterator
-import json
 import math
 import pathlib
 import sys
@@ -14,6 +13,7 @@ from typing import Any
 
 from llm import report
 from llm.main import guarded
+from llm.report.folder import Stage
 
 
 def main() -> None:
@@ -30,10 +30,10 @@ def main() -> None:
 
 def figures(workdir: pathlib.Path) -> Iterator[tuple[str, float]]:
     """(name, number) of every figure of the workdir's stages: `stage/...`, with what result.json says first."""
-    for name, folder in report.newest(workdir).items():
-        for file in ('result.json', 'figures.json'):
-            if (folder / file).exists():
-                yield from _numbers(json.loads((folder / file).read_text()), name)
+    for name, folder in report.newest(workdir, ended=True).items():
+        stage = Stage(folder)
+        yield from _numbers(stage.result, name)
+        yield from _numbers(stage.figures, name)
 
 
 def _numbers(value: Any, path: str) -> Iterator[tuple[str, float]]:

@@ -36,14 +36,18 @@ def write(workdir: str | os.PathLike, folders: Mapping[str, str | os.PathLike],
     return path
 
 
-def newest(workdir: str | os.PathLike) -> dict[str, pathlib.Path]:
-    """The folders of a workdir's newest run of each name, parents first. Raises UserError where there are none."""
+def newest(workdir: str | os.PathLike, *, ended: bool = False) -> dict[str, pathlib.Path]:
+    """The folders of a workdir's newest run (that has ended) of each name, parents first.
+
+    Raises UserError where there are none.
+    """
     found: dict[str, pathlib.Path] = {}
     for folder in sorted((path.parent for path in pathlib.Path(workdir).glob('*/identity.json')), key=_changed):
-        if '.replaced-' not in folder.name and Stage(folder).kind in sections.KINDS:
-            found[Stage(folder).name] = folder
+        stage = Stage(folder)
+        if '.replaced-' not in folder.name and stage.kind in sections.KINDS and (stage.result or not ended):
+            found[stage.name] = folder
     if not found:
-        raise UserError(f'{workdir} holds no run; name the workdir of a pipeline, e.g. runs/quickstart')
+        raise UserError(f'{workdir} holds no {"ended " if ended else ""}run; name the workdir of a pipeline, e.g. runs/quickstart')
     kinds = list(sections.KINDS)
     return dict(sorted(found.items(), key=lambda item: (kinds.index(Stage(item[1]).kind), item[0])))
 
