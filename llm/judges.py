@@ -1,6 +1,7 @@
 """What a policy's answers to held-out prompts are worth: the numbers that choose PPO's step, and those that end it.
 
-In: a compiled rollout; rated texts that no model has seen, for a gold scorer; numbers of the SFT policy's answers.
+In: a compiled rollout; rated texts for a gold scorer, best ones that no model has seen; numbers of the SFT policy's
+answers.
 Out: `Answers`, held-out numbers, a reason to stop.
 Left out: sampling (`rollout`), the scorer that is trained against (`envs.preference`), the yardsticks' own fits.
 

@@ -1,5 +1,6 @@
 """The page about a pipeline: what it says, what it leaves out and why, and that a browser is at peace with it."""
 
+import dataclasses
 import html
 import json
 import os
@@ -13,6 +14,7 @@ from llm import main as main_lib
 from llm import report
 from llm.config import UserError
 from llm.main import guarded
+from llm.manifest import write
 from llm.report import appendix, chain, plots, sections
 from llm.report.folder import Stage
 from llm.run import Result, read_result
@@ -60,7 +62,7 @@ def test_every_stage_is_there_with_its_numbers_beside_the_yardsticks(handmade):
     assert 'right labels, clear, test split: 76.4 % TF-IDF + logistic 82.0 % not yet its parent 51.0 % beaten' in said
     assert 'from sft at step 300, judged by reward at step 300; learns from begin' in said
     assert 'kept step 32; stopped at 40, over-optimised: gold 0.58 -> 0.50 while' in said
-    assert 'stages finished 4 of 4 better than the parent 4 of 4 yardsticks beaten 6 of 10' in said
+    assert 'stages finished 4 of 4 better than the parent 4 of 4 yardsticks beaten 4 of 7' in said
 
 
 @pytest.mark.parametrize('name', NAMES)
@@ -86,6 +88,24 @@ def test_texts_of_models_are_texts(handmade):
     page = (handmade / 'report.html').read_text()
     assert ' '.join(HOSTILE.split()) in text_of(page) and 'film <b>that</b> never' in text_of(page)
     assert not re.search(r'<(script|img|iframe|link|object)\b', page)
+
+
+def test_every_id_is_there_once_and_every_reference_finds_its_own(handmade):
+    page = (handmade / 'report.html').read_text()
+    ids = re.findall(r' id="([^"]+)"', page)
+    assert len(ids) == len(set(ids)) > 50
+    assert set(re.findall(r'(?:href="|url\()#([^")]+)', page)) <= set(ids)
+
+
+def test_a_loss_that_weighs_chats_has_a_plot_of_its_own(tmp_path, undrawn):
+    folder, captions = write_runs(tmp_path)['sft'], []
+    for key in ('next_token', 'next_token_by_chat'):
+        path = folder / 'metrics.jsonl'
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        path.write_text(''.join(json.dumps({key if name == 'next_token' and row['kind'] == 'train' else name: value
+                                            for name, value in row.items()}) + '\n' for row in lines))
+        captions.append([caption for caption, _ in sections.answer_curves(Stage(folder)).plots])
+    assert set(captions[1]) - set(captions[0]) == {'Training loss, in which each chat weighs the same'}
 
 
 def test_nothing_in_it_leads_elsewhere(handmade):
@@ -131,6 +151,26 @@ def test_what_is_missing_is_said_in_a_word(tmp_path, undrawn, file, word):
     assert word in text_of(written(tmp_path, folders))
 
 
+@pytest.mark.parametrize('odd', [
+    {'config': 3}, {'config': {'stage': ['sft']}, 'name': ['x']}, {'config': {'stage': 'sft', 'data': 5}},
+    {'config': {'stage': 'sft', 'data': {'sources': {'a': {}}}}}, {'config': {'stage': 'sft'}, 'parents': 'x'}])
+def test_an_odd_identity_costs_its_stage_alone(tmp_path, undrawn, odd):
+    folders = write_runs(tmp_path)
+    (folders['sft'] / 'identity.json').write_text(json.dumps(odd))
+    said = text_of(written(tmp_path, folders))
+    for other in ('pretrain', 'reward', 'ppo'):
+        assert f'{report_runs.METRICS[other][2]:.3f} from {report_runs.METRICS[other][1]:.3f} better' in said
+    assert report.newest(tmp_path)['ppo'] == folders['ppo']
+
+
+def test_an_odd_manifest_costs_the_facts_alone(tmp_path, undrawn):
+    folders = write_runs(tmp_path)
+    manifest = Stage(folders['pretrain']).manifest
+    write(folders['pretrain'] / 'checkpoints', dataclasses.replace(manifest, model={}))
+    said = text_of(written(tmp_path, folders))
+    assert 'stages finished' not in said and '1.980 from 3.700 better' in said
+
+
 def test_files_that_hold_what_nobody_expects_cost_their_part(tmp_path, undrawn):
     folders = write_runs(tmp_path)
     (folders['reward'] / 'figures.json').write_text('{"split": "test", "pairs": 3, "calibration": {"bins": 7}}')
@@ -165,6 +205,25 @@ def test_better_depends_on_the_metric(tmp_path, metric, before, after, better):
     folder = write_runs(tmp_path)['sft']
     (folder / 'result.json').write_text(json.dumps({'metric': metric, 'before': before, 'after': after, 'step': 1}))
     assert chain.card(Stage(folder)).better is better
+
+
+@pytest.mark.parametrize('pairs, gap', [
+    ({'0.5': 9, '1': 5, '2': 1}, '1'), ({'0.5': 9, '1': 0, '2': 0}, '0.5'), ({'2': 3, '1': 0}, '2'), ({'1': 0}, None)])
+def test_verdict_is_of_the_largest_gap_up_to_1_that_has_pairs(tmp_path, pairs, gap):
+    folder = write_runs(tmp_path)['reward']
+    made = {name: {'pairs': count, 'model': .6 if count else None, 'ridge': .5} for name, count in pairs.items()}
+    (folder / 'figures.json').write_text(json.dumps({'split': 'test', 'pairs': made}))
+    verdict = chain.verdict(Stage(folder))
+    assert (verdict and verdict.what) == (gap and f'right order, ratings more than {gap} apart, test split')
+
+
+@pytest.mark.parametrize('late_from_step, stop_step, expected', [
+    (0, 100, 'a 75\u00a0%, b 25\u00a0%'), (50, 50, 'a 75\u00a0%, b 25\u00a0%'),
+    (50, 100, 'a 75\u00a0%, b 25\u00a0%; after step 50 from b 75\u00a0%, a 25\u00a0%')])
+def test_card_tells_the_mixtures_schedule(late_from_step, stop_step, expected):
+    data = base.data(b=base.source(late_weight=9.0), a=base.source(weight=3.0))
+    data.late_from_step = late_from_step
+    assert chain.sources({'data': data.to_dict(), 'stop_step': stop_step}) == expected
 
 
 def config_stage(tmp_path, config: dict) -> Stage:

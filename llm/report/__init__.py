@@ -6,10 +6,12 @@ Left out: what is measured (`stages`, `yardsticks`); what is shown (`chain`, `se
 drawn (`plots`, `page.html.jinja`).
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 import functools
+import itertools
 import os
 import pathlib
+import re
 from typing import Any
 
 import jinja2
@@ -47,17 +49,19 @@ def newest(workdir: str | os.PathLike, *, ended: bool = False) -> dict[str, path
         if '.replaced-' not in folder.name and stage.kind in sections.KINDS and (stage.result or not ended):
             found[stage.name] = folder
     if not found:
-        raise UserError(f'{workdir} holds no {"ended " if ended else ""}run; name the workdir of a pipeline, e.g. runs/quickstart')
+        raise UserError(f'{workdir} holds no {"ended " if ended else ""}run; name the workdir of a pipeline, '
+                        f'e.g. runs/quickstart')
     kinds = list(sections.KINDS)
     return dict(sorted(found.items(), key=lambda item: (kinds.index(Stage(item[1]).kind), item[0])))
 
 
 def page(title: str, stages: list[Stage], defaults: Mapping[str, Any]) -> dict[str, Any]:
     """What the template is given."""
-    cards = [chain.card(stage) for stage in stages]
+    cards = [_shown(chain.card, stage, lambda error, stage=stage: chain.unreadable(stage)) for stage in stages]
     shared = (appendix.cleaning, functools.partial(appendix.differences, defaults=defaults), appendix.timing,
               appendix.provenance)
-    return {'title': title, 'facts': chain.facts(stages, cards), 'cards': cards,
+    facts = _shown(functools.partial(chain.facts, cards=cards), stages, lambda error: [])
+    return {'title': title, 'facts': facts, 'cards': cards,
             'stages': [(stage.name, [_shown(make, stage) for make in sections.KINDS.get(stage.kind, (unknown,))])
                        for stage in stages],
             'parts': [_shown(make, stages) for make in shared]}
@@ -67,12 +71,16 @@ def unknown(stage: Stage) -> Part:
     return Part('Nothing is known', absent='its identity.json is not there or cannot be read')
 
 
-def _shown(make: Callable[[Any], Part], what: Any) -> Part:
+def _shown(make: Callable[[Any], Any], what: Any, otherwise: Callable[[Exception], Any] | None = None) -> Any:
     """A part of the page; files that hold what nobody expected cost that part alone."""
     try:
         return make(what)
     except UNEXPECTED as error:
-        return Part('Not shown', absent=f'a file of the run does not hold what was expected: {error!r}')
+        return (otherwise or _not_shown)(error)
+
+
+def _not_shown(error: Exception) -> Part:
+    return Part('Not shown', absent=f'a file of the run does not hold what was expected: {error!r}')
 
 
 def _changed(folder: pathlib.Path) -> float:
@@ -80,8 +88,14 @@ def _changed(folder: pathlib.Path) -> float:
     return max(path.stat().st_mtime for path in folder.glob('*.json*'))
 
 
+def _own_ids(numbers: Iterator[int], svg: str) -> str:
+    """A plot for the page: its ids, which Matplotlib makes alike in all, get a number of its own."""
+    return re.sub(r'( id="|"#|url\(#)', rf'\g<1>plot-{next(numbers)}-', svg)
+
+
 def _template() -> jinja2.Template:
     loader = jinja2.FileSystemLoader(pathlib.Path(__file__).parent)
     environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined,
                                      trim_blocks=True, lstrip_blocks=True)
+    environment.filters['own_ids'] = functools.partial(_own_ids, itertools.count())
     return environment.get_template('page.html.jinja')

@@ -20,6 +20,7 @@ METRICS = {'bits_per_byte': ('bits per byte', False), 'next_token': ('nats a tok
 NAMES = {'model': 'this model', 'parent': 'its parent', 'gzip': 'gzip', 'kn_byte_trigram': 'byte trigram',
          'kn_token_trigram': 'token trigram', 'tfidf_logistic': 'TF-IDF + logistic', 'ridge': 'TF-IDF + ridge',
          'lexicon': 'VADER lexicon', 'raters': 'one rater', 'sft': 'SFT', 'ppo': 'PPO'}
+NO_YARDSTICKS = ('parent', 'sft', 'raters')  # what a model began as, and people
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +52,9 @@ class Card:
 def facts(stages: list[Stage], cards: list[Card]) -> list[tuple[str, str]]:
     """The whole pipeline in a few words."""
     ended = [card for card in cards if card.better is not None]
-    verdicts = [better for card in cards if card.verdict for *_, better in card.verdict.others]
+    left_out = [called(name) for name in NO_YARDSTICKS]
+    verdicts = [better for card in cards if card.verdict for name, _, better in card.verdict.others
+                if name not in left_out]
     said = [('stages finished', f'{len(ended)} of {len(cards)}'),
             ('better than the parent', f'{sum(card.better for card in ended)} of {len(ended)}')]
     if verdicts:
@@ -80,6 +83,12 @@ def card(stage: Stage) -> Card:
                 better=better, verdict=verdict(stage), ending=ending(stage), time=duration(result.get('seconds')))
 
 
+def unreadable(stage: Stage) -> Card:
+    """In the place of a card that cannot be made."""
+    return Card(name=stage.name, hash8='', parents='what cannot be read', sources='', label='', before='', after='',
+                better=None, verdict=None, ending='a file of the run does not hold what was expected', time='')
+
+
 def parents(stage: Stage) -> str:
     """What it began with: names of runs and steps."""
     named = {}
@@ -90,11 +99,20 @@ def parents(stage: Stage) -> str:
 
 
 def sources(config: Mapping[str, Any]) -> str:
-    """Sources, by their share of the training stream."""
-    found = config.get('data', {}).get('sources', {})
-    total = sum(source['weight'] for source in found.values())
-    return ', '.join(f'{name} {percent(source["weight"] / total, 0)}' if len(found) > 1 else name
-                     for name, source in sorted(found.items(), key=lambda item: -item[1]['weight']))
+    """Sources, by their share of the training stream, and where it changes, by their later share."""
+    data = config.get('data', {})
+    found, step = data.get('sources', {}), data.get('late_from_step') or 0
+    early = {name: source['weight'] for name, source in found.items()}
+    late = early | {name: source['late_weight'] for name, source in found.items()
+                    if source.get('late_weight') is not None}
+    changes = 0 < step < config['stop_step'] and late != early
+    return _shares(early) + (f'; after step {number(step)} from {_shares(late)}' if changes else '')
+
+
+def _shares(weights: Mapping[str, float]) -> str:
+    total = sum(weights.values())
+    return ', '.join(f'{name} {percent(weight / total, 0)}' if len(weights) > 1 else name
+                     for name, weight in sorted(weights.items(), key=lambda item: -item[1]))
 
 
 def ending(stage: Stage) -> str:
@@ -149,8 +167,8 @@ def _labels(figures: Mapping[str, Any]) -> _Compared | None:
 
 
 def _pairs(figures: Mapping[str, Any]) -> _Compared | None:
-    pairs = figures.get('pairs', {})
-    gap = '1' if '1' in pairs else next(iter(pairs), None)
+    pairs = {gap: values for gap, values in figures.get('pairs', {}).items() if values['pairs']}
+    gap = max(pairs, key=lambda gap: (float(gap) <= 1, float(gap)), default=None)
     return _Compared(f'right order, ratings more than {gap} apart, {figures["split"]} split', pairs[gap], 'model', True,
                      percent) if gap else None
 

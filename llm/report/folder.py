@@ -57,16 +57,17 @@ class Stage:
 
     @property
     def name(self) -> str:
-        return self.identity.get('name', self.folder.name)
+        return str(self.identity.get('name', self.folder.name))
 
     @property
     def config(self) -> dict[str, Any]:
-        return self.identity.get('config', {})
+        config = self.identity.get('config')
+        return config if isinstance(config, dict) else {}
 
     @property
     def kind(self) -> str:
         """'pretrain', 'sft', 'reward' or 'ppo'; '' where it cannot be read."""
-        return self.config.get('stage', '')
+        return str(self.config.get('stage', ''))
 
     @property
     def training(self) -> list[dict[str, Any]]:
@@ -89,7 +90,7 @@ class Stage:
 def _text(path: pathlib.Path) -> str:
     try:
         return path.read_text('utf-8', errors='replace')
-    except FileNotFoundError:
+    except OSError:
         return ''
 
 

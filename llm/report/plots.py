@@ -1,6 +1,7 @@
 """Plots of a report, as SVG that lives in a page: its colours and fonts are the page's, by CSS variables.
 
-In: series of numbers by name. Out: one `<svg>` element each, as text, with no id, script or address in it.
+In: series of numbers by name. Out: one `<svg>` element each, as text, with no script or address in it; plots share
+ids, to which the page adds a number each.
 Left out: what is plotted and why (`sections`, `appendix`); a number that is None or not finite is a gap.
 
 A plot is 331 units wide, about as many pixels on a phone, so that its text stays readable there.

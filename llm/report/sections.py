@@ -9,7 +9,7 @@ import re
 from typing import Any
 
 from llm.report import plots
-from llm.report.chain import called
+from llm.report.chain import called, METRICS
 from llm.report.folder import Stage
 from llm.report.parts import decimal, finite, number, Part, percent, Sample, Table
 
@@ -29,7 +29,9 @@ def unmeasured(title: str, stage: Stage) -> Part:
 
 def curves(stage: Stage, drawn: Iterable[tuple[str, str]]) -> Part:
     drawn = [(caption, svg) for caption, svg in drawn if svg]
-    return Part('Learning curves', plots=drawn, absent='' if drawn else 'nothing was logged yet')
+    label, _ = METRICS.get(stage.result.get('metric'), ('', False))
+    return Part('Learning curves', f'The held-out number that chose the step: {label}.' if label else '',
+                plots=drawn, absent='' if drawn else 'nothing was logged yet')
 
 
 def series(rows: list[dict[str, Any]], key: str) -> tuple[list[float], list[float | None]]:
@@ -62,7 +64,10 @@ def language_curves(stage: Stage) -> Part:
 
 
 def answer_curves(stage: Stage) -> Part:
+    by_chat = series(stage.training, 'next_token_by_chat')
     return curves(stage, [('Loss of the answers, nats a token', loss(stage, 'next_token')),
+                          ('Training loss, in which each chat weighs the same',
+                           over_steps(stage, {'training': by_chat}, 'nats', faint='training')),
                           ('Held out, by source', by_prefix(stage, 'next_token/', 'nats a token'))])
 
 
@@ -199,7 +204,7 @@ def policies(stage: Stage) -> Part:
             "those of the SFT policy's own answers, with their standard error. Best of N is the one of N SFT answers "
             'that the scorer likes most.')
     if gold := stage.figures.get('gold_scorer'):
-        note += (f' The gold scorer was fitted on {number(gold["rows"])} rated texts that no model has seen; it orders '
+        note += (f' The gold scorer was fitted on {number(gold["rows"])} rated texts of gold_data; it orders '
                  f'{percent(gold["accuracy_gap_1"])} of new pairs as people do whose ratings are more than 1 apart.')
     shown = [kind for kind in POLICY_COLUMNS if any(finite(row.get(kind)) is not None for row in found.values())]
     return Part(title, note, table=Table(['policy', *(POLICY_COLUMNS[kind] for kind in shown)], [
