@@ -25,7 +25,7 @@ def next_token(log_probs: TokenLogProbs, mask_BT: jax.Array, *, z_loss: float) -
 
 
 def per_chat(mask_BT: jax.Array, segments_BT: jax.Array) -> jax.Array:
-    """weight_BT: the tokens that count, each weighing 1 / the number of them in its segment, so that segments weigh alike.
+    """weight_BT: the tokens that count, each weighing 1 / the number of them in its segment: segments weigh alike.
 
     A segment is one chat of a row. Chats with short answers (a label) are then learned as fast as those with long ones.
     """
