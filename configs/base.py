@@ -190,7 +190,7 @@ def ppo() -> ConfigDict:
         config.whiten_advantages = True
         config.ptx_coef = 0.0              # of a next-token loss on chats beside the policy's (PPO-ptx); 0: none.
         config.ptx_data = data()           # those chats, as many rows of seq_len as answers.
-        config.gold_data = data()          # rated texts, best ones no model has seen; a scorer fitted on them judges too.
+        config.gold_data = data()          # rated texts, best unseen by any model; a scorer fitted on them judges too.
         # Evaluations over which a falling gold score and a rising reward end the stage; 0: they do not.
         config.gold_window = 4
         config.min_distinct_share = 0.8    # of the SFT policy's distinct-2, below which a step is not chosen.

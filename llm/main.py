@@ -1,7 +1,8 @@
 """The one driver: python -m llm.main --config=FILE[:VARIANT] --workdir=DIR [--config.KEY=VALUE ...]
 
 In: a config of one stage, or of a pipeline of stages; a folder, which may hold earlier runs.
-Out: finished stages in the folder and a page about them, one table on the screen. Exit code 0, or 2 with one line for a user's mistake.
+Out: finished stages in the folder and a page about them, one table on the screen. Exit code 0, or 2 with one line for
+a user's mistake.
 Left out: everything else; the pipeline decides what runs.
 """
 

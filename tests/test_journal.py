@@ -41,8 +41,8 @@ def open_journal(folder, *, stop_step: int = 4, ema: bool = False, higher_is_bet
     config = types.SimpleNamespace(stage='sft', seed=0, stop_step=stop_step, keep_checkpoints=2,
                                    data=types.SimpleNamespace(sources={}), figures=types.SimpleNamespace(rows=rows))
     run = types.SimpleNamespace(
-        name='mine', config=config, folder=folder, identity={'data': {}}, parents={}, mesh=MESH, model_config=tiny.MODEL,
-        tokenizer=types.SimpleNamespace(describe=lambda: {}), owner=types.SimpleNamespace(check=check),
+        name='mine', config=config, folder=folder, identity={'data': {}}, parents={}, mesh=MESH,
+        model_config=tiny.MODEL, tokenizer=types.SimpleNamespace(describe=lambda: {}), owner=types.SimpleNamespace(check=check),
         phases=Phases(), say=lambda line: None)
     return Journal(run, state(100.0, ema=ema), head='token', objective='mine', metric='loss',
                    higher_is_better=higher_is_better, **keywords)

@@ -69,7 +69,8 @@ def by_liked_words(sign: float):
 
 def test_right_wrong_and_constant_scorers(tmp_path):
     run = make_run(tmp_path, drawn_records(60))
-    right, wrong, constant = (measure(run, by_liked_words(sign), (0.5, 2.0), measured(run)) for sign in (1.0, -1.0, 0.0))
+    right, wrong, constant = (measure(run, by_liked_words(sign), (0.5, 2.0), measured(run))
+                              for sign in (1.0, -1.0, 0.0))
     assert [found['pairs']['0.5']['model'] for found in (right, wrong, constant)] == [1.0, 0.0, 0.5]
     pairs_2 = right['pairs']['2']
     assert 0 < pairs_2['pairs'] < right['pairs']['0.5']['pairs']  # some differ by 2 exactly, which is not more

@@ -1,7 +1,8 @@
 """The figures of several pipelines side by side: python -m tools.compare WORKDIR...
 
 In: workdirs of one recipe, e.g. of three seeds; of every stage the newest run that has ended is read.
-Out: a Markdown table: each figure's mean over the workdirs and its range. Left out: the page of one pipeline (`report`).
+Out: a Markdown table: each figure's mean over the workdirs and its range.
+Left out: the page of one pipeline (`report`).
 """
 
 import argparse
