@@ -42,8 +42,8 @@ def open_journal(folder, *, stop_step: int = 4, ema: bool = False, higher_is_bet
                                    data=types.SimpleNamespace(sources={}), figures=types.SimpleNamespace(rows=rows))
     run = types.SimpleNamespace(
         name='mine', config=config, folder=folder, identity={'data': {}}, parents={}, mesh=MESH,
-        model_config=tiny.MODEL, tokenizer=types.SimpleNamespace(describe=lambda: {}), owner=types.SimpleNamespace(check=check),
-        phases=Phases(), say=lambda line: None)
+        model_config=tiny.MODEL, tokenizer=types.SimpleNamespace(describe=lambda: {}),
+        owner=types.SimpleNamespace(check=check), phases=Phases(), say=lambda line: None)
     return Journal(run, state(100.0, ema=ema), head='token', objective='mine', metric='loss',
                    higher_is_better=higher_is_better, **keywords)
 
