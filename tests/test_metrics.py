@@ -14,22 +14,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from llm import metrics
 from llm.metrics import Metrics
+from tests.clock import Clock
 
 TERMINAL = {'TTY_COMPATIBLE': '1', 'TERM': 'xterm'}  # makes rich take any stream for a terminal
 HIDDEN, VISIBLE = '\x1b[?25l', '\x1b[?25h'  # what a terminal is told about its cursor
-
-
-class Clock:
-    """Stands in for `time` in llm.metrics."""
-
-    def __init__(self):
-        self.now = 1000.0
-
-    def monotonic(self):
-        return self.now
-
-    def time(self):
-        return self.now
 
 
 @pytest.fixture

@@ -8,16 +8,7 @@ import pytest
 
 from llm import phases as phases_lib
 from llm.phases import Phases
-
-
-class Clock:
-    """Stands in for `time` in llm.phases."""
-
-    def __init__(self):
-        self.now = 1000.0
-
-    def monotonic(self):
-        return self.now
+from tests.clock import Clock
 
 
 @pytest.fixture
