@@ -73,6 +73,7 @@ def data(**sources: ConfigDict) -> ConfigDict:
 
 
 def optim() -> ConfigDict:
+    """AdamW or Muon."""
     return ConfigDict({
         'name': 'adamw',          # adamw, or muon: orthogonal updates of hidden matrices, AdamW for the rest.
         'learning_rate': 1e-3,    # peak.

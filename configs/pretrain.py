@@ -16,7 +16,7 @@ def get_config(variant: str = '') -> ConfigDict:
     config.data = base.data(bible=base.source(tfds='bible'), shakespeare=base.source(tfds='shakespeare'),
                             reviews=base.source(tfds='reviews/text'))
     config.stop_step = config.optim.schedule_steps = 500
-    config.optim.name = 'muon'  # after 500 steps 1.99 bits per byte, where AdamW at 3e-3 had 2.13
+    config.optim.name = 'muon'  # it learns in fewer steps: experiments/learn_recipes
     config.optim.learning_rate = 5e-3
     config.eval_every_steps = config.save_every_steps = 250
     config.optim.warmup_steps = 50
