@@ -27,8 +27,9 @@ from etils import epath
 import jax
 import orbax.checkpoint as ocp
 
-from llm.config import UserError, digest
+from llm.errors import UserError
 from llm.fingerprint import describe, flatten
+from llm.identity import digest
 from llm.manifest import Manifest, first_line, manifest_path, read, sealed_steps, write
 
 

@@ -9,40 +9,9 @@ Neutral values are left out of a run's identity, so that adding a key with one o
 """
 
 import dataclasses
-import difflib
-import hashlib
-import json
-import re
-import types
-import typing
-from typing import Any
 
-
-class UserError(ValueError):
-    """A mistake that a user can mend: one line with key, value and remedy; `main` exits with code 2."""
-
-
-def _one_of(key: str, value: str, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise UserError(f'{key}={value!r} is not known; use one of {", ".join(allowed)}')
-
-
-def _at_least(least: int, config: Any, *keys: str, section: str = '') -> None:
-    for key in keys:
-        if getattr(config, key) < least:
-            raise UserError(f'{section}{key}={getattr(config, key)} is less than {least}; use {least} or more')
-
-
-def _positive(config: Any, *keys: str, section: str = '') -> None:
-    for key in keys:
-        if not getattr(config, key) > 0:
-            raise UserError(f'{section}{key}={getattr(config, key)} is not positive; use more than 0')
-
-
-def _within(config: Any, *keys: str, section: str = '') -> None:
-    for key in keys:
-        if not 0 <= getattr(config, key) <= 1:
-            raise UserError(f'{section}{key}={getattr(config, key)} is not between 0 and 1')
+from llm.door import from_dict
+from llm.errors import at_least, one_of, positive, UserError, within
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,10 +35,10 @@ class ModelConfig:
     tie_embeddings: bool
 
     def __post_init__(self):
-        _one_of('model.positions', self.positions, ('learned', 'rotary'))
-        _one_of('model.norm', self.norm, ('layernorm', 'rmsnorm'))
-        _one_of('model.mlp', self.mlp, ('gelu', 'swiglu'))
-        _at_least(1, self, 'vocab_size', 'model_dim', 'num_layers', 'num_heads', 'num_kv_heads', 'head_dim', 'mlp_dim',
+        one_of('model.positions', self.positions, ('learned', 'rotary'))
+        one_of('model.norm', self.norm, ('layernorm', 'rmsnorm'))
+        one_of('model.mlp', self.mlp, ('gelu', 'swiglu'))
+        at_least(1, self, 'vocab_size', 'model_dim', 'num_layers', 'num_heads', 'num_kv_heads', 'head_dim', 'mlp_dim',
                   'max_positions', section='model.')
         if self.positions == 'rotary' and self.head_dim % 2:
             raise UserError(f'model.head_dim={self.head_dim} is odd, and rotary positions turn pairs; use an even one')
@@ -100,10 +69,10 @@ class ExecConfig:
     micro_batches: int
 
     def __post_init__(self):
-        _one_of('exec.compute_dtype', self.compute_dtype, ('float32', 'bfloat16'))
-        _one_of('exec.remat', self.remat, ('none', 'minimal', 'full'))
-        _at_least(1, self, 'logits_chunk_tokens', 'micro_batches', section='exec.')
-        _at_least(0, self, 'scan_unroll', section='exec.')
+        one_of('exec.compute_dtype', self.compute_dtype, ('float32', 'bfloat16'))
+        one_of('exec.remat', self.remat, ('none', 'minimal', 'full'))
+        at_least(1, self, 'logits_chunk_tokens', 'micro_batches', section='exec.')
+        at_least(0, self, 'scan_unroll', section='exec.')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,9 +111,9 @@ class CleanConfig:
     overlap_words: int = 0
 
     def __post_init__(self):
-        _at_least(1, self, 'min_chars', section='clean.')
-        _at_least(0, self, 'max_chars', 'overlap_words', section='clean.')
-        _within(self, 'max_repeated_share', 'min_language_share', 'duplicate_similarity', section='clean.')
+        at_least(1, self, 'min_chars', section='clean.')
+        at_least(0, self, 'max_chars', 'overlap_words', section='clean.')
+        within(self, 'max_repeated_share', 'min_language_share', 'duplicate_similarity', section='clean.')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,7 +127,7 @@ class DataConfig:
     clean: CleanConfig = CleanConfig()
 
     def __post_init__(self):
-        _at_least(0, self, 'late_from_step', section='data.')
+        at_least(0, self, 'late_from_step', section='data.')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -188,12 +157,12 @@ class OptimConfig:
     name: str = 'adamw'  # 'adamw' | 'muon'
 
     def __post_init__(self):
-        _one_of('optim.name', self.name, ('adamw', 'muon'))
-        _one_of('optim.schedule', self.schedule, ('cosine', 'wsd', 'constant'))
-        _positive(self, 'learning_rate', 'eps', 'clip_norm', section='optim.')
-        _at_least(0, self, 'warmup_steps', 'weight_decay', section='optim.')
-        _at_least(1, self, 'schedule_steps', section='optim.')
-        _within(self, 'decay_fraction', 'final_fraction', 'b1', 'b2', 'ema_decay', section='optim.')
+        one_of('optim.name', self.name, ('adamw', 'muon'))
+        one_of('optim.schedule', self.schedule, ('cosine', 'wsd', 'constant'))
+        positive(self, 'learning_rate', 'eps', 'clip_norm', section='optim.')
+        at_least(0, self, 'warmup_steps', 'weight_decay', section='optim.')
+        at_least(1, self, 'schedule_steps', section='optim.')
+        within(self, 'decay_fraction', 'final_fraction', 'b1', 'b2', 'ema_decay', section='optim.')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -205,8 +174,8 @@ class SamplesConfig:
     temperature: float  # 0: the likeliest token each time
 
     def __post_init__(self):
-        _at_least(1, self, 'max_new_tokens', section='samples.')
-        _at_least(0, self, 'temperature', section='samples.')
+        at_least(1, self, 'max_new_tokens', section='samples.')
+        at_least(0, self, 'temperature', section='samples.')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -217,8 +186,8 @@ class FiguresConfig:
     yardstick_bytes: int = 0
 
     def __post_init__(self):
-        _at_least(0, self, 'rows', section='figures.')
-        _at_least(1000 if self.rows else 0, self, 'yardstick_bytes', section='figures.')
+        at_least(0, self, 'rows', section='figures.')
+        at_least(1000 if self.rows else 0, self, 'yardstick_bytes', section='figures.')
 
 
 _NO_DATA = DataConfig({}, '', 0.0)
@@ -247,9 +216,9 @@ class StageConfig:
     figures: FiguresConfig = FiguresConfig()
 
     def __post_init__(self):
-        _at_least(1, self, 'batch_size', 'seq_len', 'stop_step', 'log_every_steps', 'eval_every_steps', 'eval_rows',
+        at_least(1, self, 'batch_size', 'seq_len', 'stop_step', 'log_every_steps', 'eval_every_steps', 'eval_rows',
                   'save_every_steps')
-        _at_least(0, self, 'seed')
+        at_least(0, self, 'seed')
         if self.batch_size % self.exec.micro_batches:
             raise UserError(f'batch_size={self.batch_size} is not divisible by '
                             f'exec.micro_batches={self.exec.micro_batches}; use a multiple')
@@ -278,8 +247,8 @@ class SFTConfig(StageConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        _one_of('weigh', self.weigh, ('tokens', 'chats'))
-        _at_least(1, self, 'patience')
+        one_of('weigh', self.weigh, ('tokens', 'chats'))
+        at_least(1, self, 'patience')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -296,9 +265,9 @@ class RewardConfig(StageConfig):
     def __post_init__(self):
         super().__post_init__()
         # One answer makes no pair, one sample has no deviation, and greedy samples are all alike.
-        _at_least(2, self, 'ranked_answers', 'normalize_samples')
-        _at_least(1, self, 'max_prompt_tokens', 'max_new_tokens')
-        _positive(self, 'temperature')
+        at_least(2, self, 'ranked_answers', 'normalize_samples')
+        at_least(1, self, 'max_prompt_tokens', 'max_new_tokens')
+        positive(self, 'temperature')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -334,17 +303,17 @@ class PPOConfig(StageConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        _at_least(1, self, 'rollout_batch', 'epochs', 'max_prompt_tokens', 'max_new_tokens')
-        _at_least(0, self, 'value_warmup_steps')
-        _at_least(0, self, 'value_coef', 'kl_coef', 'missing_eos_penalty', 'ptx_coef', 'gold_window')
-        _at_least(1, self, 'best_of')
-        _one_of('value_from', self.value_from, ('reward', 'sft'))
-        _within(self, 'discount', 'gae_lambda', 'min_distinct_share')
+        at_least(1, self, 'rollout_batch', 'epochs', 'max_prompt_tokens', 'max_new_tokens')
+        at_least(0, self, 'value_warmup_steps')
+        at_least(0, self, 'value_coef', 'kl_coef', 'missing_eos_penalty', 'ptx_coef', 'gold_window')
+        at_least(1, self, 'best_of')
+        one_of('value_from', self.value_from, ('reward', 'sft'))
+        within(self, 'discount', 'gae_lambda', 'min_distinct_share')
         if self.gold_window and self.gold_window < 3:
             raise UserError(f'gold_window={self.gold_window} is too short to tell a trend; use 3 or more, or 0')
         if self.ptx_coef and not self.ptx_data.sources:
             raise UserError(f'ptx_coef={self.ptx_coef} needs chats; name a source in ptx_data, or set ptx_coef to 0')
-        _positive(self, 'temperature', 'kl_target', 'kl_horizon', 'kl_budget', 'clip_epsilon', 'value_clip_epsilon',
+        positive(self, 'temperature', 'kl_target', 'kl_horizon', 'kl_budget', 'clip_epsilon', 'value_clip_epsilon',
                   'value_learning_rate')
         if self.dropout:
             raise UserError(f'dropout={self.dropout} would part the trainer\'s log-probs from the sampler\'s; use 0')
@@ -358,15 +327,6 @@ class PPOConfig(StageConfig):
 
 STAGES = {'pretrain': PretrainConfig, 'sft': SFTConfig, 'reward': RewardConfig, 'ppo': PPOConfig}
 
-# Keys that say how or for how long a run is made, not what it computes (DESIGN of a run's identity).
-_NOT_IDENTITY = frozenset({
-    'exec.mesh', 'exec.rules', 'exec.remat', 'exec.scan_unroll', 'exec.logits_chunk_tokens', 'exec.micro_batches',
-    'data.data_dir', 'prompt_data.data_dir', 'ptx_data.data_dir', 'gold_data.data_dir', 'stop_step',
-    'log_every_steps', 'save_every_steps', 'keep_checkpoints', 'samples', 'figures', 'choices', 'best_of', 'init_from',
-    'reward_from', 'tokenizer.path'})
-# Nor where files lie: their content is hashed beside these keys.
-_FILES = re.compile(r'(prompt_|ptx_|gold_)?data\.sources\.[^.]+\.(jsonl|text|validation_files)')
-
 
 def stage_config(config) -> StageConfig:
     """Turns one stage's ConfigDict into its dataclass; raises UserError on an unknown, missing or ill-typed key."""
@@ -374,73 +334,3 @@ def stage_config(config) -> StageConfig:
     if stage not in STAGES:
         raise UserError(f'stage={stage!r} is not a stage; use one of {", ".join(STAGES)}')
     return from_dict(STAGES[stage], config.to_dict())
-
-
-def from_dict(cls: type, values: dict[str, Any], path: str = '') -> Any:
-    """Builds dataclass `cls` from nested dicts, refusing unknown keys with the nearest known one."""
-    hints = typing.get_type_hints(cls)
-    known = {field.name: field for field in dataclasses.fields(cls)}
-    for key in values:
-        if key not in known:
-            raise UserError(f'unknown config key {path}{key}{nearest(key, known)}')
-    for key, field in known.items():
-        if key not in values and field.default is dataclasses.MISSING:
-            raise UserError(f'config key {path}{key} is missing; configs/base.py lists every key')
-    return cls(**{key: _convert(hints[key], value, path + key) for key, value in values.items()})
-
-
-def nearest(key: str, known) -> str:
-    """`; did you mean NAME?` for the closest of the known names, or nothing."""
-    close = difflib.get_close_matches(key, list(known), n=1, cutoff=0.5)
-    return f'; did you mean {close[0]}?' if close else f'; known: {", ".join(sorted(known))}'
-
-
-def identity_dict(config: StageConfig) -> dict[str, Any]:
-    """The keys that change the result, flat and dotted; keys at their neutral default are left out."""
-    return dict(_identity_items(config, ''))
-
-
-def digest(value: Any) -> str:
-    """SHA-256, in hex, of a value's canonical JSON."""
-    text = json.dumps(value, sort_keys=True, separators=(',', ':'), ensure_ascii=False)
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _identity_items(value: Any, path: str):
-    if path in _NOT_IDENTITY or _FILES.fullmatch(path):
-        return
-    if isinstance(value, DataConfig) and not value.sources:
-        return
-    if dataclasses.is_dataclass(value):
-        for field in dataclasses.fields(value):
-            item = getattr(value, field.name)
-            if field.default is dataclasses.MISSING or item != field.default:
-                yield from _identity_items(item, f'{path}.{field.name}' if path else field.name)
-    elif isinstance(value, dict):
-        for key in sorted(value):
-            yield from _identity_items(value[key], f'{path}.{key}')
-    else:
-        yield path, list(value) if isinstance(value, tuple) else value
-
-
-def _convert(hint: Any, value: Any, path: str) -> Any:
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if (dataclasses.is_dataclass(hint) or origin is dict) and not isinstance(value, dict):
-        raise UserError(f'{path}={value!r} is not a section of keys; see configs/base.py')
-    if dataclasses.is_dataclass(hint):
-        return from_dict(hint, value, path + '.')
-    if origin in (typing.Union, types.UnionType):
-        if value is None:
-            return None
-        return _convert(next(a for a in arguments if a is not type(None)), value, path)
-    if origin is dict:
-        return {key: _convert(arguments[1], item, f'{path}.{key}') for key, item in value.items()}
-    if origin is tuple:
-        if isinstance(value, str) or not isinstance(value, (tuple, list)):
-            raise UserError(f'{path}={value!r} is not a tuple; write it as ({value!r},)')
-        return tuple(_convert(arguments[0], item, path) for item in value)
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if not isinstance(value, hint) or (hint is not bool and isinstance(value, bool)):
-        raise UserError(f'{path}={value!r} is not {hint.__name__}; see configs/base.py')
-    return value

@@ -15,11 +15,12 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 import numpy as np
 
-from llm.config import DataConfig, UserError
+from llm.config import DataConfig
 from llm.data import corpus, sources
 from llm.data.prepare import prepare_text
 from llm.data.records import check_kind
 from llm.envs.preference import whole_rows
+from llm.errors import UserError
 from llm.evaluate import spread
 from llm.model.transformer import Transformer
 from llm.ngrams import KneserNey

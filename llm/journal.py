@@ -16,11 +16,11 @@ import jax
 from jax.experimental import multihost_utils
 import numpy as np
 
-from llm import config as config_lib
 from llm import provenance
 from llm import train_state
 from llm.checkpoint import Checkpoints, load_params
-from llm.config import UserError
+from llm.errors import UserError
+from llm.identity import digest
 from llm.manifest import Manifest, parent_record
 from llm.metrics import Metrics, PEAK_FLOPS
 from llm.run import Result, Run, write_json
@@ -182,7 +182,7 @@ class Journal(contextlib.AbstractContextManager):
     def _manifest(self, reward: dict[str, float] | None) -> Manifest:
         run, config = self._run, self._run.config
         return Manifest(
-            stage=config.stage, identity=config_lib.digest(run.identity),
+            stage=config.stage, identity=digest(run.identity),
             model=dataclasses.asdict(run.model_config), tokenizer=run.tokenizer.describe(), heads=[self._head],
             reward=reward, objective=self._objective, data=_mixture(run), seed=config.seed,
             mesh=dict(run.mesh.shape), packages=provenance.packages(), git_commit=provenance.git_commit(),

@@ -21,9 +21,10 @@ import numpy as np
 from sklearn.pipeline import Pipeline
 
 from llm import evaluate
-from llm.config import PPOConfig, UserError
+from llm.config import PPOConfig
 from llm.data import sources
 from llm.data.tokenizer import Tokenizer
+from llm.errors import UserError
 from llm.figures import records
 from llm.rollout.trajectories import Trajectories
 from llm.run import Run

@@ -18,7 +18,7 @@ from ml_collections import config_flags, ConfigDict
 from configs import base
 from llm import metrics
 from llm import report
-from llm.config import UserError
+from llm.errors import UserError
 from llm.pipeline import run_pipeline
 
 CONFIG = config_flags.DEFINE_config_file('config', None, 'config file, and its variant after a colon')

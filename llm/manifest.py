@@ -12,7 +12,8 @@ from typing import Any
 
 from etils import epath
 
-from llm.config import UserError, digest
+from llm.errors import UserError
+from llm.identity import digest
 
 VERSION = 1
 _SUFFIX = '.manifest.json'

@@ -9,7 +9,8 @@ import jax
 import optax
 import optax.contrib
 
-from llm.config import OptimConfig, UserError
+from llm.config import OptimConfig
+from llm.errors import UserError
 
 _NOT_DECAYED = ('bias', 'scale')
 _RMS = 0.2  # of a Muon update's elements, about what AdamW's have (arXiv:2502.16982): one learning rate fits both

@@ -20,7 +20,7 @@ import uuid
 
 import psutil
 
-from llm.config import UserError
+from llm.errors import UserError
 
 BEAT_SECONDS = 10.0
 STALE_SECONDS = 60.0

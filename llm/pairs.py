@@ -13,8 +13,8 @@ import numpy as np
 
 from llm import figures
 from llm import yardsticks
-from llm.config import UserError
 from llm.data import sources
+from llm.errors import UserError
 from llm.evaluate import spread
 from llm.run import Run
 from llm.yardsticks import calibration, in_order, lexicon, rater_agreement

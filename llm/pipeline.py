@@ -18,11 +18,13 @@ from typing import Any
 from etils import epath
 import jax
 
-from llm import config as config_lib
 from llm import provenance
 from llm import train_state
 from llm.checkpoint import load_params
-from llm.config import MeshConfig, StageConfig, UserError, nearest
+from llm.config import MeshConfig, stage_config, StageConfig
+from llm.config import STAGES as STAGE_CONFIGS
+from llm.door import from_dict, nearest
+from llm.errors import UserError
 from llm.manifest import parse_reference, sealed_steps
 from llm.manifest import read as read_manifest
 from llm.owner import Owner
@@ -70,12 +72,12 @@ def run_pipeline(config, workdir: str, *, rerun: str | None, say: Callable[[str]
 def parse(config) -> dict[str, StageConfig]:
     """Stage configs by name; a config of one stage is a pipeline of one, named after its stage."""
     if 'stages' not in config:
-        stage = config_lib.stage_config(config)
+        stage = stage_config(config)
         return {stage.stage: stage}
     for key in config:
         if key != 'stages':
             raise UserError(f'unknown config key {key}; in a pipeline, keys belong to a stage: stages.NAME.{key}')
-    return {name: config_lib.stage_config(stage) for name, stage in config.stages.items()}
+    return {name: stage_config(stage) for name, stage in config.stages.items()}
 
 
 def topological(stages: dict[str, StageConfig]) -> list[str]:
@@ -108,7 +110,7 @@ def open_step(reference: str, *, say: Callable[[str], None],
     if not (folder / 'identity.json').exists():
         raise UserError(f'--checkpoint={reference} is not the folder of a run; name one, e.g. runs/x/sft-1234abcd')
     stored = json.loads((folder / 'identity.json').read_text())
-    config = config_lib.from_dict(config_lib.STAGES[stored['config']['stage']], stored['config'])
+    config = from_dict(STAGE_CONFIGS[stored['config']['stage']], stored['config'])
     parents = {key: find_parent(config.stage, key, parent, {}) for key, parent in stored['parents'].items()}
     try:
         mesh = make_mesh(config.exec.mesh)

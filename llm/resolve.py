@@ -12,13 +12,14 @@ from typing import Any
 
 from etils import epath
 
-from llm import config as config_lib
-from llm.config import DataConfig, StageConfig, UserError
+from llm.config import DataConfig, StageConfig
 from llm.data import corpus
 from llm.data import sources
 from llm.data import tokenizer as tokenizer_lib
 from llm.data.sources import BadRows
 from llm.data.tokenizer import Tokenizer
+from llm.errors import UserError
+from llm.identity import digest, identity_dict
 from llm.manifest import check_parent, parse_reference, sealed_steps
 from llm.manifest import read as read_manifest
 from llm.optim import schedule
@@ -86,11 +87,11 @@ def resolve(name: str, config: StageConfig, data: dict[str, dict[str, str]], roo
     if parents and config.stage == 'pretrain' and config.tokenizer.path:
         raise UserError(f'{name}: tokenizer.path={config.tokenizer.path} and init_from={config.init_from} exclude each '
                         f'other, because the parent has a tokenizer; leave tokenizer.path empty')
-    identity = {'config': config_lib.identity_dict(config), 'data': data,
+    identity = {'config': identity_dict(config), 'data': data,
                 'tokenizer': tokenizer_identity(config, parents),
                 'parents': {key: {'identity': parent.manifest.identity, 'step': parent.step}
                             for key, parent in parents.items()}}
-    return Run(name=name, config=config, folder=root / f'{name}-{config_lib.digest(identity)[:8]}',
+    return Run(name=name, config=config, folder=root / f'{name}-{digest(identity)[:8]}',
                identity=identity, parents=parents, mesh=mesh, cache_dir=str(root / 'data'), say=say,
                progress=progress)
 

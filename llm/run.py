@@ -28,11 +28,11 @@ from jax.sharding import Mesh, NamedSharding
 import numpy as np
 import optax
 
-from llm import config as config_lib
 from llm import train_state
 from llm.checkpoint import load_params
 from llm.config import DataConfig, ModelConfig
 from llm.data.tokenizer import Tokenizer
+from llm.door import from_dict
 from llm.loop import batches, prefetch
 from llm.manifest import Manifest
 from llm.model.attention import MaskSpec
@@ -53,7 +53,7 @@ class Parent:
 
     @property
     def model_config(self) -> ModelConfig:
-        return config_lib.from_dict(ModelConfig, self.manifest.model, 'manifest.model.')
+        return from_dict(ModelConfig, self.manifest.model, 'manifest.model.')
 
 
 @dataclasses.dataclass(frozen=True)

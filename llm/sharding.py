@@ -14,7 +14,9 @@ import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 import numpy as np
 
-from llm.config import MeshConfig, UserError, nearest
+from llm.config import MeshConfig
+from llm.door import nearest
+from llm.errors import UserError
 
 MESH_AXES = ('data', 'fsdp', 'tensor')
 

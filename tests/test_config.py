@@ -9,8 +9,10 @@ import pytest
 
 from configs import base
 from configs import sizes
-from llm import config as config_lib
-from llm.config import STAGES, UserError, digest, from_dict, identity_dict, stage_config
+from llm.config import ExecConfig, SamplesConfig, stage_config, StageConfig, STAGES
+from llm.door import from_dict
+from llm.errors import UserError
+from llm.identity import digest, identity_dict
 
 RECIPES = [path.stem for path in pathlib.Path(base.__file__).parent.glob('*.py')
            if path.stem not in ('__init__', 'base', 'sizes')]
@@ -190,7 +192,7 @@ OLD_STAGES = {
             'missing_eos_penalty': 1.0}}
 
 
-def old(stage: str) -> config_lib.StageConfig:
+def old(stage: str) -> StageConfig:
     return from_dict(STAGES[stage], {'stage': stage, **OLD, **OLD_STAGES[stage]})
 
 
@@ -221,12 +223,12 @@ def test_place_of_the_data_is_not_in_the_identity():
 
 
 def test_how_and_how_long_a_run_is_made_is_not_in_its_identity():
-    execution = from_dict(config_lib.ExecConfig, {
+    execution = from_dict(ExecConfig, {
         'mesh': {'data': 2, 'fsdp': 2, 'tensor': 2}, 'rules': {}, 'compute_dtype': 'bfloat16', 'remat': 'full',
         'scan_unroll': 1, 'logits_chunk_tokens': 7, 'micro_batches': 4})
     other = dataclasses.replace(
         old('pretrain'), exec=execution, stop_step=2000, log_every_steps=1, save_every_steps=7, keep_checkpoints=3,
-        samples=config_lib.SamplesConfig((), 1, 1.0), init_from=None,
+        samples=SamplesConfig((), 1, 1.0), init_from=None,
         data=dataclasses.replace(old('pretrain').data, data_dir='elsewhere'))
     assert identity_dict(other) == identity_dict(old('pretrain'))
 

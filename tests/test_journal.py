@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from configs import base
-from llm.config import MeshConfig, UserError
+from llm.config import MeshConfig
+from llm.errors import UserError
 from llm.journal import agreed, averaged, Journal
 from llm.loop import fit
 from llm.manifest import read, sealed_steps

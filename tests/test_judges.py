@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from llm import judges
-from llm.config import UserError
+from llm.errors import UserError
 from llm.phases import Phases
 from llm.pipeline import parse
 from llm.rollout.trajectories import Trajectories

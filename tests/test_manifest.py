@@ -5,7 +5,8 @@ import json
 
 import pytest
 
-from llm.config import UserError, digest
+from llm.errors import UserError
+from llm.identity import digest
 from llm.manifest import (Manifest, check_parent, lineage, lineage_lines, manifest_path, parent_record,
                           parse_reference, read, sealed_steps, write)
 

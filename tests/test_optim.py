@@ -10,7 +10,8 @@ import optax
 import pytest
 
 from llm import optim
-from llm.config import OptimConfig, UserError
+from llm.config import OptimConfig
+from llm.errors import UserError
 from llm.model.attention import MaskSpec
 from llm.model.transformer import Transformer
 from llm.run import initializer

@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from llm import owner as owner_lib
-from llm.config import UserError
+from llm.errors import UserError
 from llm.owner import Owner
 
 OWNING = """

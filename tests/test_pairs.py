@@ -10,7 +10,9 @@ import pytest
 from configs import base
 from llm import figures
 from llm import pairs
-from llm.config import DataConfig, FiguresConfig, from_dict, UserError
+from llm.config import DataConfig, FiguresConfig
+from llm.door import from_dict
+from llm.errors import UserError
 from llm.phases import Phases
 from llm.pairs import margins, measure, measured, ordered_pairs, rated, readable
 

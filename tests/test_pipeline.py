@@ -9,7 +9,8 @@ import shutil
 from ml_collections import ConfigDict
 import pytest
 
-from llm.config import StageConfig, UserError
+from llm.config import StageConfig
+from llm.errors import UserError
 from llm.manifest import read, sealed_steps, write
 from llm.pipeline import parse, topological
 from llm.stages import pretrain, sft

@@ -12,7 +12,7 @@ import pytest
 from configs import base
 from llm import main as main_lib
 from llm import report
-from llm.config import UserError
+from llm.errors import UserError
 from llm.main import guarded
 from llm.manifest import write
 from llm.report import appendix, chain, plots, sections

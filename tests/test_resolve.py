@@ -9,8 +9,10 @@ from ml_collections import ConfigDict
 import pytest
 
 from configs import base
-from llm.config import DataConfig, from_dict, stage_config, UserError
+from llm.config import DataConfig, stage_config
 from llm.data import tokenizer as tokenizers
+from llm.door import from_dict
+from llm.errors import UserError
 from llm.manifest import manifest_path, read, write
 from llm.resolve import bring, content, first_bytes
 from llm.run import read_result

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from llm import optim, train_state
-from llm.config import OptimConfig, UserError
+from llm.config import OptimConfig
+from llm.errors import UserError
 from llm.sharding import AxisRules, make_mesh
 from tests import tiny
 

@@ -11,7 +11,8 @@ from ml_collections import ConfigDict
 from configs import base
 from configs import quickstart
 from configs import sizes
-from llm.config import ExecConfig, MeshConfig, ModelConfig, from_dict
+from llm.config import ExecConfig, MeshConfig, ModelConfig
+from llm.door import from_dict
 from llm.pipeline import run_pipeline
 from llm.run import Result
 

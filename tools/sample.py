@@ -14,7 +14,7 @@ import sys
 import jax
 
 from llm import metrics
-from llm.config import UserError
+from llm.errors import UserError
 from llm.main import guarded
 from llm.pipeline import STAGES, open_step
 

@@ -19,7 +19,9 @@ import py3langid
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from llm.config import CleanConfig, UserError, nearest
+from llm.config import CleanConfig
+from llm.door import nearest
+from llm.errors import UserError
 
 PHRASE_WORDS = 5  # of repetitions and near-copies
 # A phrase in more documents than this is a template of theirs, not a copy of one: the rule of Brown et al., "Language

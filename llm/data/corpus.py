@@ -12,9 +12,10 @@ from collections.abc import Callable, Iterable, Iterator, Set
 import dataclasses
 from typing import Any
 
-from llm.config import CleanConfig, DataConfig, digest, SourceConfig
+from llm.config import CleanConfig, DataConfig, SourceConfig
 from llm.data import clean, sources
 from llm.data.records import text_of
+from llm.identity import digest
 
 Record = dict[str, Any]
 

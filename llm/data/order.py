@@ -11,7 +11,8 @@ import sys
 import grain
 import numpy as np
 
-from llm.config import DataConfig, UserError
+from llm.config import DataConfig
+from llm.errors import UserError
 
 
 class Mixture:

@@ -17,7 +17,7 @@ import zipfile
 
 from etils import epath
 
-from llm.config import UserError
+from llm.errors import UserError
 
 
 class Package(NamedTuple):

@@ -16,11 +16,13 @@ import tempfile
 
 import numpy as np
 
-from llm.config import DataConfig, SourceConfig, UserError, digest
+from llm.config import DataConfig, SourceConfig
 from llm.data import corpus, sources
 from llm.data.records import check_kind
 from llm.data.rows import PackedRows, PromptRows, RankedRows
 from llm.data.tokenizer import Tokenizer
+from llm.errors import UserError
+from llm.identity import digest
 
 _FORMAT = 3  # of the folder; part of its hash
 _BLOCK = 1024  # chats that are packed together

@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from llm.config import UserError
 from llm.data.tokenizer import ROLES
+from llm.errors import UserError
 
 # What a record is used as -> the fields it has.
 _KINDS = {'text': {'text'}, 'rated': {'text', 'score'}, 'chat': {'messages'},

@@ -18,11 +18,14 @@ from typing import Any
 from etils import epath
 import tensorflow_datasets as tfds
 
-from llm.config import SourceConfig, UserError, digest, nearest
+from llm.config import SourceConfig
 from llm.data.clean import clusters, fold
 from llm.data.datasets import BUILDERS
 from llm.data.records import FIELDS, BadRow, BadRows, plain, record, text_of
 from llm.data.splits import fraction
+from llm.door import nearest
+from llm.errors import UserError
+from llm.identity import digest
 
 Progress = Callable[[str, int, int], None]  # what, done, total (0: not known)
 

@@ -18,7 +18,7 @@ from etils import epath
 import numpy as np
 import sentencepiece
 
-from llm.config import UserError
+from llm.errors import UserError
 
 ROLES = ('system', 'user', 'assistant')
 SPECIAL = ('pad', 'bos', 'eos', 'unk', *ROLES)  # a special token's id in our own tokenizers is its place here

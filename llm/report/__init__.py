@@ -16,7 +16,7 @@ from typing import Any
 
 import jinja2
 
-from llm.config import UserError
+from llm.errors import UserError
 from llm.report import appendix, chain, sections
 from llm.report.folder import Stage
 from llm.report.parts import Part, UNEXPECTED

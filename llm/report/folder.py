@@ -10,7 +10,7 @@ import json
 import pathlib
 from typing import Any
 
-from llm.config import UserError
+from llm.errors import UserError
 from llm.manifest import Manifest, read, sealed_steps
 
 

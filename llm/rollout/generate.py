@@ -10,7 +10,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from llm.config import UserError
+from llm.errors import UserError
 from llm.model.attention import Cache, MaskSpec, init_cache
 from llm.model.transformer import Transformer
 

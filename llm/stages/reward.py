@@ -16,10 +16,10 @@ import numpy as np
 
 from llm import evaluate
 from llm import pairs
-from llm.config import UserError
 from llm.data.order import Mixture
 from llm.data.prepare import prepare_prompts, prepare_ranked
 from llm.envs.preference import final_scores
+from llm.errors import UserError
 from llm.figures import over_rows
 from llm.journal import averaged, Journal
 from llm.loop import every, fit

@@ -13,9 +13,10 @@ import numpy as np
 
 from llm import evaluate
 from llm import figures as figures_lib
-from llm.config import DataConfig, UserError
+from llm.config import DataConfig
 from llm.data.order import Mixture
 from llm.data.prepare import prepare_chats
+from llm.errors import UserError
 from llm.journal import averaged, Journal
 from llm.loop import every, fit
 from llm.model.transformer import train_flops_per_token, Transformer

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import pytest
 
 from configs import sizes
-from llm.config import ModelConfig, from_dict
+from llm.config import ModelConfig
+from llm.door import from_dict
 from llm.model.attention import MaskSpec
 from llm.model.transformer import Transformer
 from llm.sharding import AxisRules, make_mesh, shardings_of

@@ -6,8 +6,9 @@ import random
 import pytest
 
 from configs import base
-from llm.config import CleanConfig, DataConfig, SourceConfig, from_dict
+from llm.config import CleanConfig, DataConfig, SourceConfig
 from llm.data import tokenizer as tokenizers
+from llm.door import from_dict
 
 WORDS = ('the a of to and in is was film plot king queen love death night day good bad great dull bright '
          'actor story scene music begins ends never always with without laughter tears').split()

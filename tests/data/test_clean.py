@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 import numpy as np
 import pytest
 
-from llm.config import CleanConfig, UserError
+from llm.config import CleanConfig
 from llm.data import clean
+from llm.errors import UserError
 from tests.data.conftest import prose
 
 ENGLISH = ('It was the best of times, it was the worst of times, it was the age of wisdom, it was the age of '

@@ -4,10 +4,10 @@ import json
 
 import pytest
 
-from llm.config import UserError
 from llm.data import corpus
 from llm.data.prepare import prepare_chats, prepare_text
 from llm.data.sources import BadRows, records
+from llm.errors import UserError
 from tests.data.conftest import prose
 
 

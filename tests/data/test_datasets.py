@@ -11,11 +11,13 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from configs import base
-from llm.config import SourceConfig, UserError, from_dict
+from llm.config import SourceConfig
 from llm.data import sources, splits
 from llm.data.clean import fold, runs
 from llm.data.datasets import reviews
 from llm.data.sources import BadRows, content_sha256, materialize, records, size
+from llm.door import from_dict
+from llm.errors import UserError
 from tests.data.conftest import silent
 
 SPLITS = ('train', 'validation', 'test')

@@ -5,9 +5,9 @@ import json
 import pytest
 import tensorflow_datasets as tfds
 
-from llm.config import UserError
 from llm.data import sources
 from llm.data.sources import BadRows, content_sha256, materialize, records, size
+from llm.errors import UserError
 from tests.data.conftest import silent
 
 

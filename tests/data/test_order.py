@@ -5,8 +5,8 @@ import dataclasses
 import numpy as np
 import pytest
 
-from llm.config import UserError
 from llm.data.order import Mixture
+from llm.errors import UserError
 
 
 class Numbered:

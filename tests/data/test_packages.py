@@ -8,8 +8,8 @@ import zipfile
 from etils import epath
 import pytest
 
-from llm.config import UserError
 from llm.data import packages
+from llm.errors import UserError
 
 FILE = 'quartet_nothing-1.0-py3-none-any.whl'
 

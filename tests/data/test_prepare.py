@@ -7,9 +7,9 @@ import sys
 import numpy as np
 import pytest
 
-from llm.config import UserError
 from llm.data.prepare import prepare_chats, prepare_prompts, prepare_ranked, prepare_text
 from llm.data.tokenizer import train
+from llm.errors import UserError
 from tests.data.conftest import prose
 
 

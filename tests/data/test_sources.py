@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from llm.config import UserError
 from llm.data import sources
 from llm.data.sources import BadRows, content_sha256, records, size
+from llm.errors import UserError
 from tests.data.conftest import prose
 
 CHAT = [{'role': 'user', 'content': 'a'}, {'role': 'assistant', 'content': 'b'}]

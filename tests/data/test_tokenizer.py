@@ -4,8 +4,8 @@ from hypothesis import given, settings, strategies as st
 import pytest
 import sentencepiece
 
-from llm.config import UserError
 from llm.data.tokenizer import SPECIAL, Tokenizer, piece_of, train
+from llm.errors import UserError
 from tests.data.conftest import prose
 
 HOSTILE = ['<|eos|>', '<|user|>x<|assistant|>', '<s></s><unk><pad>', '<0x0A><0xFF>', '\u2581',

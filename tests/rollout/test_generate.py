@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from llm.config import UserError
+from llm.errors import UserError
 from llm.model.attention import MaskSpec
 from llm.model.transformer import Transformer
 from llm.rollout.generate import Generation, make_generate

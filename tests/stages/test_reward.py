@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from llm.config import UserError
+from llm.errors import UserError
 from llm.manifest import read, sealed_steps
 from llm.pipeline import open_step
 from llm.rollout.generate import Generation
