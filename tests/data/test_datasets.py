@@ -148,6 +148,16 @@ def test_groups_have_four_snippets_with_others_in_each_round(read):
         assert ranked.total() == reviews.ROUNDS * (films.total() // 4 * 4)
 
 
+def test_a_group_has_a_snippet_of_each_quarter_of_the_ratings(read):
+    for rows in read('reviews/rank').values():
+        score_GR = np.array([row['scores'] for row in rows])
+        lowest_first = np.sort(score_GR, axis=1)
+        assert np.all(lowest_first[:, :-1].max(0) <= lowest_first[:, 1:].min(0))
+        # The place within a group says nothing of the quarter.
+        places = np.argsort(score_GR, axis=1).mean(0)
+        assert np.all(np.abs(places - 1.5) < 0.2)
+
+
 def test_comparisons_link_all_films_of_a_split(read):
     for rows in read('reviews/rank').values():
         number = {text: index for index, text in enumerate({text for row in rows for text in row['answers']})}

@@ -46,7 +46,7 @@ _VIEWS = {
     'write': ('chats: write a film review', {'messages': _MESSAGES}),
     'judge': ('chats: is this film review good or bad', {'messages': _MESSAGES}),
     'clear': ('chats: the same of snippets that are clearly one of them', {'messages': _MESSAGES}),
-    'rank': ('four film snippets with their mean ratings, each snippet four times',
+    'rank': ('four film snippets, one of each quarter of the ratings, with their means, each snippet four times',
              {'prompt': _TEXT, 'answers': tfds.features.Sequence(_TEXT),
               'scores': tfds.features.Sequence(np.float32)}),
     'begin': ('prompts: go on with a film review from its first words, which say nothing good or bad',
@@ -57,7 +57,7 @@ _VIEWS = {
 class Reviews(tfds.core.GeneratorBasedBuilder):
     """Rated review snippets, split by a hash of the snippet or of the near-copy that stands for it."""
 
-    VERSION = tfds.core.Version('3.0.0')
+    VERSION = tfds.core.Version('3.1.0')
     url_infos = None  # no URLs here; TFDS's way to look for them needs a package that it does not declare
     BUILDER_CONFIGS = [tfds.core.BuilderConfig(name=name, description=text)
                        for name, (text, _) in _VIEWS.items()]
@@ -132,11 +132,18 @@ def _clear(films):
 
 
 def _rank(films):
-    """Groups in the order of a hash, another one in each round; what is left over in a round is in none."""
+    """Groups of one snippet of each quarter of the ratings, others in each round; what fills no group is in none.
+
+    Snippets drawn from all ratings alike are often so near each other that the order of their means is chance.
+    """
+    size = len(films) // GROUP_SIZE
+    by_rating = sorted(films, key=lambda snippet: (snippet['mean'], snippet['id']))
+    quarters = [by_rating[part * len(films) // GROUP_SIZE:][:size] for part in range(GROUP_SIZE)]
     for number in range(ROUNDS):
-        films = sorted(films, key=lambda snippet: (fraction(f'rank {number} {snippet["text"]}'), snippet['id']))
-        for start in range(0, len(films) - GROUP_SIZE + 1, GROUP_SIZE):
-            group = films[start:start + GROUP_SIZE]
+        def order(snippet):
+            return fraction(f'rank {number} {snippet["text"]}'), snippet['id']
+        for group in zip(*(sorted(quarter, key=order) for quarter in quarters)):
+            group = sorted(group, key=order)  # or the place in a group would tell the quarter
             yield f'{number}-{group[0]["id"]}', {
                 'prompt': WRITE_PROMPT, 'answers': [snippet['text'] for snippet in group],
                 'scores': [snippet['mean'] for snippet in group]}
