@@ -21,8 +21,9 @@ def get_config(variant: str = '') -> ConfigDict:
     config.gold_data = base.data(ratings=base.source(tfds='reviews/ratings', train_split='gold',
                                                      fields={'score': 'mean'}))
     config.kl_budget = 10.0
-    config.max_prompt_tokens = 32
-    config.seq_len = 80
+    config.kl_horizon = 500.0  # of the 1,024 answers of a run, so that the controller can act within it
+    config.max_prompt_tokens = 24  # two beginnings of 4,789 are longer
+    config.seq_len = 72
     config.epochs = 2
     config.stop_step = 16
     config.eval_every_steps = config.save_every_steps = 3  # gold_window of them are needed to see a trend
@@ -40,7 +41,7 @@ def get_config(variant: str = '') -> ConfigDict:
         base.shrink(config)
         config.rollout_batch = 16
         config.max_new_tokens = 16
-        config.seq_len = 48
+        config.seq_len = 40
         config.stop_step = 4
         config.eval_every_steps = config.save_every_steps = 2
     return config

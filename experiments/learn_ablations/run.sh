@@ -1,13 +1,14 @@
 #!/usr/bin/env bash
 # Every ablation of one seed: bash experiments/learn_ablations/run.sh PARENTS SEED OUT
-# PARENTS: the workdir of that seed's quickstart, whose own ppo and reward stages are the rows to compare with.
+# PARENTS: the workdir of that seed's quickstart, whose own ppo and reward stages are the rows to compare with, at the
+# same steps of the same validation prompts (so PPO's own figures, on test prompts, are left out).
 set -euo pipefail
 parents=$1 seed=$2 out=$3
 sft=$(echo "$parents"/sft-*) reward=$(echo "$parents"/reward-*)
 
 ppo() {
     python -m llm.main --config="configs/ppo.py${variant:-}" --workdir="$out/$1" --config.init_from="$sft" \
-        --config.reward_from="$reward" --config.seed="$seed" "${@:2}"
+        --config.reward_from="$reward" --config.seed="$seed" --config.stop_step=12 --config.figures.rows=0 "${@:2}"
 }
 
 ppo value_from_sft --config.value_from=sft
