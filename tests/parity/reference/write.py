@@ -1,0 +1,124 @@
+"""References: what transformers computes with the models of `zoo.py`.
+
+    python -m tests.parity.reference.write FOLDER
+
+In: nothing. Out: FOLDER/<case>/model, as `save_pretrained` writes it; .../gradients/<batch>, the gradients of the loss
+in the same format, so that they are imported as weights are; .../expected.npz, arrays named
+`<batch>/in/<input>`, `<batch>/out/<output>`, `<batch>/label/<output>`, `<batch>/loss`, and `decode/*`.
+Left out: any comparison. Imports no jax.
+"""
+
+import pathlib
+import sys
+
+import numpy as np
+import torch
+import transformers
+
+from tests.parity.reference import zoo
+
+NEW_TOKENS = 64
+PROMPTS = (5, 9, 1)  # their lengths
+VARIED = 8  # different tokens of every answer, at least
+CLEAR = 1e-3  # the least difference between the best and the second logit in what is decoded: no tie is compared
+HIDDEN = -1e4  # a span's logits on padding
+IGNORED = -100
+
+Outputs = dict[str, torch.Tensor]
+
+
+def main(folder: pathlib.Path) -> None:
+    transformers.utils.logging.disable_progress_bar()
+    for number, (name, case) in enumerate(zoo.cases().items()):
+        write(folder / name, case, seed=number)
+
+
+def write(folder: pathlib.Path, case: zoo.Case, seed: int) -> None:
+    model, random = zoo.build(case, seed), np.random.default_rng(seed)
+    model.save_pretrained(folder / 'model')
+    arrays = {}
+    for name, batch in case.batches(model.config, random).items():
+        outputs = run(model, case, batch)
+        labels = {key: labels_of(logits, batch, random) for key, logits in outputs.items() if key != 'mems'}
+        value = loss(outputs, labels)
+        save_gradients(case, model, value, folder / 'gradients' / name)
+        arrays |= {f'{name}/in/{key}': array for key, array in batch.items()}
+        arrays |= {f'{name}/out/{key}': logits.detach().numpy() for key, logits in outputs.items()}
+        arrays |= {f'{name}/label/{key}': array.numpy() for key, array in labels.items()}
+        arrays[f'{name}/loss'] = value.detach().numpy()
+    if case.decodes:
+        arrays |= {f'decode/{key}': array for key, array in decode(model, random).items()}
+    np.savez(folder / 'expected.npz', **arrays)
+
+
+def run(model: torch.nn.Module, case: zoo.Case, batch: zoo.Batch) -> Outputs:
+    """The outputs by name; a memory of an earlier segment is made first, and is an output."""
+    inputs = {key: torch.from_numpy(array) for key, array in batch.items()}
+    mems = {}
+    if 'earlier_input_ids' in inputs:
+        with torch.no_grad():
+            mems['mems'] = model(input_ids=inputs.pop('earlier_input_ids'), use_mems=True).mems
+    result = model(**inputs, **mems)
+    outputs = {key: result[key] for key in case.outputs}
+    for key in {'start_logits', 'end_logits'} & outputs.keys():
+        outputs[key] = outputs[key].masked_fill(inputs['attention_mask'] == 0, HIDDEN)
+    return outputs | {key: torch.stack(layers) for key, layers in mems.items()}
+
+
+def labels_of(logits: torch.Tensor, batch: zoo.Batch, random: np.random.Generator) -> torch.Tensor:
+    """Random classes: one a token where logits are [B, T, C], one a row where they are [B, C]; IGNORED on padding."""
+    if logits.ndim == 2:
+        spans = logits.shape[-1] == zoo.LENGTH
+        return torch.from_numpy(random.integers(0, zoo.LENGTHS if spans else logits.shape[-1], logits.shape[0]))
+    labels = random.integers(0, logits.shape[-1], logits.shape[:2])
+    if 'attention_mask' in batch:
+        labels = np.where(batch['attention_mask'], labels, IGNORED)
+    return torch.from_numpy(labels)
+
+
+def loss(outputs: Outputs, labels: Outputs) -> torch.Tensor:
+    """Mean cross-entropy of each output, summed; where there is one class, the mean of softplus(-score)."""
+    total = torch.zeros(())
+    for key, wanted in labels.items():
+        logits = outputs[key]
+        if logits.shape[-1] == 1:
+            total = total + torch.nn.functional.softplus(-logits).mean()
+        else:
+            total = total + torch.nn.functional.cross_entropy(logits.flatten(0, -2), wanted.flatten(),
+                                                              ignore_index=IGNORED)
+    return total
+
+
+def save_gradients(case: zoo.Case, model: torch.nn.Module, value: torch.Tensor, folder: pathlib.Path) -> None:
+    """As the weights of a model of the same kind."""
+    model.zero_grad()
+    value.backward()
+    copy = getattr(transformers, case.model)._from_config(model.config)
+    with torch.no_grad():
+        for mine, theirs in zip(copy.parameters(), model.parameters(), strict=True):
+            mine.copy_(torch.zeros_like(theirs) if theirs.grad is None else theirs.grad)
+    copy.save_pretrained(folder)
+
+
+def decode(model: torch.nn.Module, random: np.random.Generator) -> dict[str, np.ndarray]:
+    """Greedy answers, with the cache, to a prompt of each length; transformers pads prompts on the left."""
+    model.generation_config = transformers.GenerationConfig(
+        max_new_tokens=NEW_TOKENS, do_sample=False, pad_token_id=0, use_cache=True, output_logits=True,
+        return_dict_in_generate=True)  # no end token
+    width = max(PROMPTS)
+    lengths = np.tile(PROMPTS, 24)  # several of each, because not every answer will do
+    mask = (np.arange(width) >= width - lengths[:, None]).astype(np.int64)
+    prompts = random.integers(3, zoo.VOCAB, mask.shape) * mask
+    done = model.generate(torch.from_numpy(prompts), attention_mask=torch.from_numpy(mask))
+    answers = done.sequences.numpy()[:, width:]
+    assert answers.shape[1] == NEW_TOKENS
+    best = torch.stack(done.logits).topk(2).values.numpy()
+    clear = (best[..., 0] - best[..., 1]).min(0) > CLEAR
+    varied = np.array([len(set(answer)) >= VARIED for answer in answers.tolist()])
+    rows = [np.flatnonzero(clear & varied & (lengths == length))[0] for length in PROMPTS]
+    padded_right = np.stack([np.roll(prompts[row], lengths[row]) for row in rows])
+    return {'prompt': padded_right, 'length': lengths[rows], 'answer': answers[rows]}
+
+
+if __name__ == '__main__':
+    main(pathlib.Path(sys.argv[1]))
