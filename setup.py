@@ -47,7 +47,7 @@ setup(
     version='0.1.0',
     description='Four-stage training of large models in JAX: pretrain, sft, reward, ppo',
     python_requires='>=3.11',  # jax 0.10 needs it
-    packages=find_namespace_packages(include=['llm', 'llm.*', 'configs']),
+    packages=find_namespace_packages(include=['llm', 'llm.*', 'configs', 'configs.*']),
     package_data={'llm.report': ['page.html.jinja']},
     install_requires=REQUIRED,
     extras_require=EXTRAS,

@@ -1,7 +1,7 @@
 """Every config key, once, with its meaning, its unit and its default.
 
 In: nothing. Out: ConfigDicts that the recipes in this folder change and that `llm.config` checks.
-Left out: sizes of models (`sizes.py`). `placeholder` marks a key that may stay empty.
+Left out: sizes of models (`sizes.py`, `families/`). `placeholder` marks a key that may stay empty.
 """
 
 from ml_collections import ConfigDict
@@ -30,6 +30,51 @@ def execution() -> ConfigDict:
         # Pieces that a batch is cut into; gradients are accumulated over them.
         'micro_batches': 1,
     })
+
+
+def model(**keys) -> ConfigDict:
+    """What a model is; the sizes of released ones are in `families/`. From `kind` on, a family sets what it needs."""
+    config = ConfigDict({
+        'vocab_size': placeholder(int),     # rows of the token table; 0 in a vision model.
+        'model_dim': placeholder(int),      # width of the residual stream.
+        'num_layers': placeholder(int),
+        'num_heads': placeholder(int),      # of queries.
+        'num_kv_heads': placeholder(int),   # of keys and values; a divisor of num_heads.
+        'head_dim': placeholder(int),
+        'mlp_dim': placeholder(int),        # width inside the feed-forward.
+        'max_positions': placeholder(int),  # tokens of a row, at most.
+        'positions': placeholder(str),      # learned, rotary, or relative (XLNet).
+        'rope_theta': 10_000.0,             # base of the rotary or relative frequencies.
+        'norm': placeholder(str),           # layernorm or rmsnorm.
+        'norm_eps': placeholder(float),
+        'mlp': placeholder(str),            # gelu (tanh form), gelu_exact, swiglu, or geglu (tanh form).
+        'use_bias': placeholder(bool),      # of every matrix in a layer, and of layernorms.
+        'tie_embeddings': placeholder(bool),  # logits come from the token table.
+        'kind': 'decoder',                  # decoder, encoder, two_stream (XLNet) or vision.
+        'norm_first': True,                 # a norm before each part; otherwise after it is added, and none at the end.
+        'sandwich_norms': False,            # a norm also after each part, before it is added (Gemma 2, 3).
+        'norm_offset': 0.0,                 # 1: norms multiply by 1 + scale (Gemma).
+        'qkv_bias': False,                  # biases of query, key and value without use_bias (Qwen2).
+        'qk_norm': False,                   # a norm of each head's query and key (Qwen3, Gemma 3).
+        'query_scale': 0.0,                 # scores are divided by its root; 0: head_dim.
+        'attention_softcap': 0.0,           # bound of scores, through tanh (Gemma 2); 0: none.
+        'logits_softcap': 0.0,              # bound of logits, likewise.
+        'embed_scale': 1.0,                 # what token embeddings are multiplied by (Gemma).
+        'window': 0,                        # tokens that a query sees, itself included; 0: all.
+        'global_every': 0,                  # every so manieth layer has no window; 0: all have it.
+        'rope_local_theta': 0.0,            # rope_theta of the layers with a window (Gemma 3); 0: the same.
+        'rope_scaling': placeholder(ConfigDict),  # kind (linear, llama3), factor, and for llama3 low_freq_factor,
+                                            # high_freq_factor, original_positions; empty: none.
+        'token_types': 0,                   # kinds of tokens (BERT: sentence A or B), each with an embedding.
+        'position_offset': 0,               # row of the position table that position 0 has (RoBERTa: 2).
+        'embed_norm': False,                # a norm of the embeddings' sum (BERT).
+        'image_size': 0,                    # pixels, both ways.
+        'patch_size': 0,                    # pixels, both ways; a divisor of image_size.
+        'image_channels': 0,
+        'num_classes': 0,                   # of a head that names classes.
+    })
+    config.update(keys)
+    return config
 
 
 def source(**keys) -> ConfigDict:

@@ -1,67 +1,37 @@
-"""Model sizes by name, as ConfigDicts of every key of `ModelConfig`.
+"""Model sizes by name, as ConfigDicts of every key of `ModelConfig`: released models by family, and two for tests.
 
-Parameter counts (checked by tests): gpt2 124,439,808; gpt2_medium 354,823,168; gpt2_large 774,030,080;
-gpt2_xl 1,557,611,200; llama2_7b 6,738,415,616; llama3_8b 8,030,261,248; llama3_70b 70,553,706,496.
-`tiny` (0.1 M) and `mini` (2.56 M) are Llama-shaped, for tests and for two CPU cores.
+`tiny` (0.1 M) and `mini` (2.56 M) are Llama-shaped, for tests and for two CPU cores. How many parameters the released
+ones have is in `tests/configs/test_sizes.py`.
 """
 
-import ml_collections
+from ml_collections import ConfigDict
+
+from configs.families.bert import (  # noqa: F401
+    bert_base, bert_base_cased, bert_base_multilingual_cased, bert_large, bert_large_cased, bert_medium, bert_mini,
+    bert_small, bert_tiny, minilm_l6, roberta_base, roberta_large)
+from configs.families.gemma import (  # noqa: F401
+    gemma2_27b, gemma2_2b, gemma2_9b, gemma3_12b, gemma3_1b, gemma3_270m, gemma3_27b, gemma3_4b, gemma_2b, gemma_7b)
+from configs.families.gpt2 import gpt2, gpt2_large, gpt2_medium, gpt2_xl  # noqa: F401
+from configs.families.llama import (  # noqa: F401
+    llama, llama2_13b, llama2_70b, llama2_7b, llama3_1_405b, llama3_1_70b, llama3_1_8b, llama3_2_1b, llama3_2_3b,
+    llama3_3_70b, llama3_70b, llama3_8b, smollm2_135m, smollm2_1_7b, smollm2_360m)
+from configs.families.mistral import (  # noqa: F401
+    mistral_7b, mistral_7b_v0_2, mistral_7b_v0_3, mistral_large_123b, mistral_nemo_12b, mistral_small_22b,
+    mistral_small_24b)
+from configs.families.qwen import (  # noqa: F401
+    qwen2_0_5b, qwen2_1_5b, qwen2_5_0_5b, qwen2_5_14b, qwen2_5_1_5b, qwen2_5_32b, qwen2_5_3b, qwen2_5_72b,
+    qwen2_5_7b, qwen2_72b, qwen2_7b, qwen3_0_6b, qwen3_14b, qwen3_1_7b, qwen3_32b, qwen3_4b, qwen3_8b)
+from configs.families.vit import (  # noqa: F401
+    vit_b16, vit_b16_384, vit_b32, vit_b32_384, vit_b8, vit_h14, vit_l16, vit_l16_384, vit_l32, vit_l32_384, vit_s16,
+    vit_s32, vit_ti16)
+from configs.families.xlnet import xlnet_base, xlnet_large  # noqa: F401
 
 
-def gpt2() -> ml_collections.ConfigDict:
-    return _gpt2(num_layers=12, model_dim=768, num_heads=12)
+def tiny() -> ConfigDict:
+    return llama(vocab_size=512, model_dim=64, num_layers=2, num_heads=4, num_kv_heads=2, mlp_dim=128,
+                 max_positions=256, tie_embeddings=True)
 
 
-def gpt2_medium() -> ml_collections.ConfigDict:
-    return _gpt2(num_layers=24, model_dim=1024, num_heads=16)
-
-
-def gpt2_large() -> ml_collections.ConfigDict:
-    return _gpt2(num_layers=36, model_dim=1280, num_heads=20)
-
-
-def gpt2_xl() -> ml_collections.ConfigDict:
-    return _gpt2(num_layers=48, model_dim=1600, num_heads=25)
-
-
-def llama2_7b() -> ml_collections.ConfigDict:
-    return _llama(vocab_size=32_000, model_dim=4096, num_layers=32, num_heads=32, num_kv_heads=32,
-                  mlp_dim=11_008, max_positions=4096)
-
-
-def llama3_8b() -> ml_collections.ConfigDict:
-    return _llama(vocab_size=128_256, model_dim=4096, num_layers=32, num_heads=32, num_kv_heads=8,
-                  mlp_dim=14_336, max_positions=8192, rope_theta=500_000.0)
-
-
-def llama3_70b() -> ml_collections.ConfigDict:
-    return _llama(vocab_size=128_256, model_dim=8192, num_layers=80, num_heads=64, num_kv_heads=8,
-                  mlp_dim=28_672, max_positions=8192, rope_theta=500_000.0)
-
-
-def tiny() -> ml_collections.ConfigDict:
-    return _llama(vocab_size=512, model_dim=64, num_layers=2, num_heads=4, num_kv_heads=2, mlp_dim=128,
-                  max_positions=256, tie_embeddings=True)
-
-
-def mini() -> ml_collections.ConfigDict:
-    return _llama(vocab_size=4096, model_dim=192, num_layers=4, num_heads=6, num_kv_heads=6, mlp_dim=512,
-                  max_positions=1024, tie_embeddings=True)
-
-
-def _gpt2(num_layers: int, model_dim: int, num_heads: int) -> ml_collections.ConfigDict:
-    """Language Models are Unsupervised Multitask Learners, table 2."""
-    return ml_collections.ConfigDict(dict(
-        vocab_size=50_257, model_dim=model_dim, num_layers=num_layers, num_heads=num_heads,
-        num_kv_heads=num_heads, head_dim=model_dim // num_heads, mlp_dim=4 * model_dim, max_positions=1024,
-        positions='learned', rope_theta=10_000.0, norm='layernorm', norm_eps=1e-5, mlp='gelu', use_bias=True,
-        tie_embeddings=True))
-
-
-def _llama(**sizes) -> ml_collections.ConfigDict:
-    """arXiv:2307.09288, table 1 and section 2.2; arXiv:2407.21783, table 3."""
-    config = ml_collections.ConfigDict(dict(
-        head_dim=sizes['model_dim'] // sizes['num_heads'], positions='rotary', rope_theta=10_000.0,
-        norm='rmsnorm', norm_eps=1e-5, mlp='swiglu', use_bias=False, tie_embeddings=False))
-    config.update(sizes)
-    return config
+def mini() -> ConfigDict:
+    return llama(vocab_size=4096, model_dim=192, num_layers=4, num_heads=6, num_kv_heads=6, mlp_dim=512,
+                 max_positions=1024, tie_embeddings=True)

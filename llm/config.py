@@ -2,7 +2,8 @@
 
 In: a `ConfigDict` from `configs/`, with overrides from the command line applied.
 Out: a `PretrainConfig`, `SFTConfig`, `RewardConfig` or `PPOConfig`; every key known, typed and present.
-Left out: defaults and explanations of keys (`configs/base.py`), anything that touches disk or devices.
+Left out: defaults and explanations of keys (`configs/base.py`), what a model is (`architecture.py`), anything that
+touches disk or devices.
 
 A field here has a default only if that value is neutral, that is, means "as if the key did not exist".
 Neutral values are left out of a run's identity, so that adding a key with one orphans no finished run.
@@ -10,41 +11,9 @@ Neutral values are left out of a run's identity, so that adding a key with one o
 
 import dataclasses
 
+from llm.architecture import ModelConfig
 from llm.door import from_dict
 from llm.errors import at_least, one_of, positive, UserError, within
-
-
-@dataclasses.dataclass(frozen=True)
-class ModelConfig:
-    """What the weights mean: stored in every manifest, compared at every handoff."""
-
-    vocab_size: int
-    model_dim: int
-    num_layers: int
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
-    mlp_dim: int
-    max_positions: int
-    positions: str  # 'learned' | 'rotary'
-    rope_theta: float
-    norm: str  # 'layernorm' | 'rmsnorm'
-    norm_eps: float
-    mlp: str  # 'gelu' | 'swiglu'
-    use_bias: bool
-    tie_embeddings: bool
-
-    def __post_init__(self):
-        one_of('model.positions', self.positions, ('learned', 'rotary'))
-        one_of('model.norm', self.norm, ('layernorm', 'rmsnorm'))
-        one_of('model.mlp', self.mlp, ('gelu', 'swiglu'))
-        at_least(1, self, 'vocab_size', 'model_dim', 'num_layers', 'num_heads', 'num_kv_heads', 'head_dim', 'mlp_dim',
-                  'max_positions', section='model.')
-        if self.positions == 'rotary' and self.head_dim % 2:
-            raise UserError(f'model.head_dim={self.head_dim} is odd, and rotary positions turn pairs; use an even one')
-        if self.num_heads % self.num_kv_heads:
-            raise UserError(f'model.num_heads={self.num_heads} is not a multiple of '
-                            f'model.num_kv_heads={self.num_kv_heads}; use a divisor of {self.num_heads}')
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,7 +7,6 @@ Left out: how bytes are kept and verified (`checkpoint`), how rows are written (
 
 from collections.abc import Callable, Iterator
 import contextlib
-import dataclasses
 import json
 import math
 from typing import Any
@@ -183,7 +182,7 @@ class Journal(contextlib.AbstractContextManager):
         run, config = self._run, self._run.config
         return Manifest(
             stage=config.stage, identity=digest(run.identity),
-            model=dataclasses.asdict(run.model_config), tokenizer=run.tokenizer.describe(), heads=[self._head],
+            model=run.model_config.stored(), tokenizer=run.tokenizer.describe(), heads=[self._head],
             reward=reward, objective=self._objective, data=_mixture(run), seed=config.seed,
             mesh=dict(run.mesh.shape), packages=provenance.packages(), git_commit=provenance.git_commit(),
             parents={key: parent_record(parent.folder / 'checkpoints', parent.manifest)

@@ -6,7 +6,6 @@ Left out: the order of stages, whether a run is needed at all (`pipeline`).
 
 from collections.abc import Callable, Iterator
 import contextlib
-import dataclasses
 import os
 from typing import Any
 
@@ -78,7 +77,7 @@ def resolve(name: str, config: StageConfig, data: dict[str, dict[str, str]], roo
     for key, reference in references(name, config).items():
         # The scorer reads the policy's tokens; a pretraining run goes on with the weights it asks for.
         wanted = {'tokenizer': parents['init_from'].manifest.tokenizer} if key == 'reward_from' else (
-            {'model': dataclasses.asdict(config.model)} if config.stage == 'pretrain' else {})
+            {'model': config.model.stored()} if config.stage == 'pretrain' else {})
         parents[key] = find_parent(config.stage, key, reference, done, **wanted)
     for model in [parent.model_config for parent in parents.values()] or [config.model]:
         if config.seq_len > model.max_positions:
