@@ -12,9 +12,12 @@ from flax import struct
 import jax
 import jax.numpy as jnp
 
-from llm.config import ExecConfig, ModelConfig
-from llm.model.layers import Einsum, dropout, residual_stddev
+from llm.architecture import ModelConfig, RopeScaling
+from llm.config import ExecConfig
+from llm.model.layers import Einsum, Norm, dropout, residual_stddev, softcap
 from llm.sharding import AxisRules, constrain
+
+_UNBOUNDED = 2**31 - 1  # a window that holds any number of tokens
 
 
 @struct.dataclass
@@ -53,11 +56,33 @@ class Rotary(NamedTuple):
     sin_BTH: jax.Array
 
 
-def make_rotary(positions_BT: jax.Array, head_dim: int, theta: float) -> Rotary:
-    """Angles position * theta^(-2i / head_dim), i < head_dim / 2 (arXiv:2104.09864)."""
+def make_rotary(positions_BT: jax.Array, head_dim: int, theta: float, scaling: RopeScaling | None = None) -> Rotary:
+    """Angles position * theta^(-2i / head_dim), i < head_dim / 2 (arXiv:2104.09864), maybe scaled."""
     rate_H = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
+    if scaling is not None:
+        rate_H = _scaled(rate_H, scaling)
     angle_BTH = positions_BT[:, :, None].astype(jnp.float32) * rate_H[None, None]
     return Rotary(jnp.cos(angle_BTH), jnp.sin(angle_BTH))
+
+
+def make_rotaries(config: ModelConfig, positions_BT: jax.Array) -> tuple[Rotary, ...]:
+    """None, one for all layers, or two: of the layers without a window, and of those with one."""
+    if config.positions != 'rotary':
+        return ()
+    rotary = make_rotary(positions_BT, config.head_dim, config.rope_theta, config.rope_scaling)
+    if not config.rope_local_theta:
+        return (rotary,)
+    return rotary, make_rotary(positions_BT, config.head_dim, config.rope_local_theta)
+
+
+def _scaled(rate_H: jax.Array, scaling: RopeScaling) -> jax.Array:
+    """Radians per position after scaling; `RopeScaling` says how."""
+    if scaling.kind == 'linear':
+        return rate_H / scaling.factor
+    waves_H = scaling.original_positions * rate_H / (2 * jnp.pi)  # that fit into the original positions
+    kept_H = (waves_H - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
+    kept_H = kept_H.clip(0, 1)
+    return kept_H * rate_H + (1 - kept_H) * rate_H / scaling.factor
 
 
 def rotate(x_BTNH: jax.Array, rotary: Rotary) -> jax.Array:
@@ -67,11 +92,17 @@ def rotate(x_BTNH: jax.Array, rotary: Rotary) -> jax.Array:
     return jnp.concatenate([low * cos - high * sin, high * cos + low * sin], -1).astype(x_BTNH.dtype)
 
 
-def allowed(mask: MaskSpec, positions_BT: jax.Array, positions_BS: jax.Array) -> jax.Array:
-    """Which keys a query may see, [B, T, S] bool; a `MaskSpec` with segments needs T == S."""
+def allowed(mask: MaskSpec, positions_BT: jax.Array, positions_BS: jax.Array,
+            window: jax.Array | int | None = None) -> jax.Array:
+    """Which keys a query may see, [B, T, S] bool; a `MaskSpec` with segments needs T == S.
+
+    window: tokens that a query sees at most, counted back from itself; None: any number.
+    """
     allowed_BTS = jnp.ones((1, positions_BT.shape[1], positions_BS.shape[1]), bool)
     if mask.causal:
         allowed_BTS &= positions_BS[:, None, :] <= positions_BT[:, :, None]
+    if window is not None:
+        allowed_BTS &= positions_BT[:, :, None] - positions_BS[:, None, :] < window
     if mask.segments_BT is not None:
         allowed_BTS &= mask.segments_BT[:, None, :] == mask.segments_BT[:, :, None]
     return allowed_BTS
@@ -85,13 +116,17 @@ class Attention(nn.Module):
     dropout: float
 
     @nn.compact
-    def __call__(self, x_BTD: jax.Array, positions_BT: jax.Array, mask: MaskSpec, rotary: Rotary | None,
+    def __call__(self, x_BTD: jax.Array, positions_BT: jax.Array, mask: MaskSpec, rotaries: tuple[Rotary, ...],
                  cache: Cache | None, layer: jax.Array) -> tuple[jax.Array, Cache | None]:
         config = self.config
         q_BTNH = self._project('query', x_BTD, config.num_heads, 'heads')
         k_BSKH = self._project('key', x_BTD, config.num_kv_heads, 'kv_heads')
         v_BSKH = self._project('value', x_BTD, config.num_kv_heads, 'kv_heads')
-        if rotary is not None:
+        if config.qk_norm:
+            q_BTNH = Norm(config, config.head_dim, name='query_norm')(q_BTNH)
+            k_BSKH = Norm(config, config.head_dim, name='key_norm')(k_BSKH)
+        if rotaries:
+            rotary = self._by_layer(layer, *rotaries)
             q_BTNH, k_BSKH = rotate(q_BTNH, rotary), rotate(k_BSKH, rotary)
         positions_BS = positions_BT
         if cache is not None:
@@ -99,16 +134,26 @@ class Attention(nn.Module):
             cache = _write(cache, layer, k_BSKH, v_BSKH, positions_BT)
             k_BSKH, v_BSKH = cache.k_LBSKH[layer], cache.v_LBSKH[layer]
             positions_BS = jnp.arange(k_BSKH.shape[1])[None]
-        out_BTNH = self._attend(q_BTNH, k_BSKH, v_BSKH, allowed(mask, positions_BT, positions_BS))
+        window = self._by_layer(layer, _UNBOUNDED, config.window) if config.window else None
+        out_BTNH = self._attend(q_BTNH, k_BSKH, v_BSKH, allowed(mask, positions_BT, positions_BS, window))
         shape, axes = (config.num_heads, config.head_dim, config.model_dim), ('heads', 'head_dim', 'embed')
         project = Einsum('BTNH,NHD->BTD', shape, axes, self.exec.compute_dtype, config.use_bias,
                          residual_stddev(config), name='out')
         return project(out_BTNH), cache
 
+    def _by_layer(self, layer: jax.Array, far, *near):
+        """`far` in layers without a window, `near` in those with one; one value alone is that of all layers."""
+        every = self.config.global_every
+        if not near:
+            return far
+        if not every:
+            return near[0]
+        return jax.tree.map(lambda far, near: jnp.where((layer + 1) % every == 0, far, near), far, near[0])
+
     def _project(self, name: str, x_BTD: jax.Array, heads: int, axis: str) -> jax.Array:
         shape = (self.config.model_dim, heads, self.config.head_dim)
         y_BTNH = Einsum('BTD,DNH->BTNH', shape, ('embed', axis, 'head_dim'), self.exec.compute_dtype,
-                        self.config.use_bias, name=name)(x_BTD)
+                        self.config.use_bias or self.config.qkv_bias, name=name)(x_BTD)
         return constrain(y_BTNH, ('batch', 'length', f'act_{axis}', None), AxisRules.from_config(self.exec.rules))
 
     def _attend(self, q_BTNH, k_BSKH, v_BSKH, allowed_BTS) -> jax.Array:
@@ -121,7 +166,8 @@ class Attention(nn.Module):
         q_BZKH = q_BTKGH.swapaxes(2, 3).reshape(batch, length * groups, kv_heads, width)
         scores_BKZS = jnp.einsum('BZKH,BSKH->BKZS', q_BZKH, k_BSKH, preferred_element_type=jnp.float32)
         allowed_BZS = jnp.repeat(allowed_BTS, groups, axis=1)
-        scores_BKZS = jnp.where(allowed_BZS[:, None], scores_BKZS * width ** -0.5, -1e30)
+        scores_BKZS = softcap(scores_BKZS * (self.config.query_scale or width) ** -0.5, self.config.attention_softcap)
+        scores_BKZS = jnp.where(allowed_BZS[:, None], scores_BKZS, -1e30)
         probs_BKZS = dropout(nn.softmax(scores_BKZS), self.dropout, 'dropout').astype(v_BSKH.dtype)
         out_BZKH = jnp.einsum('BKZS,BSKH->BZKH', probs_BKZS, v_BSKH)
         return out_BZKH.reshape(batch, length, groups, kv_heads, width).swapaxes(2, 3).reshape(q_BTNH.shape)

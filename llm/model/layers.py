@@ -1,4 +1,4 @@
-"""The small parts of a Transformer: matmul, norm, feed-forward, embedding tables, dropout.
+"""The small parts of a Transformer: matmul, norm, feed-forward, embeddings of text and of images, dropout.
 
 In: activations whose first two axes are batch and position. Out: the same, transformed.
 Left out: attention (`attention.py`), the order of the parts (`transformer.py`), sharding of parameters: each
@@ -12,7 +12,8 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from llm.config import ExecConfig, ModelConfig
+from llm.architecture import GATED, ModelConfig
+from llm.config import ExecConfig
 from llm.sharding import AxisRules, constrain
 
 INIT_STDDEV = 0.02  # GPT-2's, for every matrix and table
@@ -58,28 +59,35 @@ class Einsum(nn.Module):
 
 
 class Norm(nn.Module):
-    """LayerNorm (arXiv:1607.06450) or RMSNorm (arXiv:1910.07467) over the width, computed in float32."""
+    """LayerNorm (arXiv:1607.06450) or RMSNorm (arXiv:1910.07467) over the last axis, computed in float32."""
 
     config: ModelConfig
+    width: int = 0  # of that axis; 0: model_dim
 
     @nn.compact
-    def __call__(self, x_BTD: jax.Array) -> jax.Array:
-        shape = (self.config.model_dim,)
-        ones = nn.with_logical_partitioning(nn.initializers.ones, ('norm',))
-        scale_D = self.param('scale', ones, shape)
-        y_BTD = x_BTD.astype(jnp.float32)
-        if self.config.norm == 'layernorm':
-            y_BTD -= y_BTD.mean(-1, keepdims=True)
-        y_BTD *= jax.lax.rsqrt(jnp.square(y_BTD).mean(-1, keepdims=True) + self.config.norm_eps)
-        y_BTD *= scale_D[None, None]
-        if self.config.norm == 'layernorm' and self.config.use_bias:
+    def __call__(self, x: jax.Array) -> jax.Array:
+        config, shape = self.config, (self.width or self.config.model_dim,)
+        lead = (None,) * (x.ndim - 1)
+        neutral = nn.with_logical_partitioning(nn.initializers.constant(1.0 - config.norm_offset), ('norm',))
+        scale_D = self.param('scale', neutral, shape)
+        y = x.astype(jnp.float32)
+        if config.norm == 'layernorm':
+            y -= y.mean(-1, keepdims=True)
+        y *= jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + config.norm_eps)
+        y *= (scale_D + config.norm_offset if config.norm_offset else scale_D)[lead]
+        if config.norm == 'layernorm' and config.use_bias:
             zeros = nn.with_logical_partitioning(nn.initializers.zeros, ('norm',))
-            y_BTD += self.param('bias', zeros, shape)[None, None]
-        return y_BTD.astype(x_BTD.dtype)
+            y += self.param('bias', zeros, shape)[lead]
+        return y.astype(x.dtype)
+
+
+def activate(x: jax.Array, mlp: str) -> jax.Array:
+    """The non-linearity of a kind of feed-forward: SiLU, GELU (arXiv:1606.08415), or GELU's tanh approximation."""
+    return nn.silu(x) if mlp == 'swiglu' else nn.gelu(x, approximate=mlp != 'gelu_exact')
 
 
 class FeedForward(nn.Module):
-    """GELU with the tanh approximation (GPT-2), or SwiGLU (arXiv:2002.05202; Llama)."""
+    """Two matrices (GPT-2, BERT), or three: the gate through the non-linearity, times the rest (arXiv:2002.05202)."""
 
     config: ModelConfig
     exec: ExecConfig
@@ -93,16 +101,13 @@ class FeedForward(nn.Module):
             layer = Einsum('BTD,DF->BTF', (config.model_dim, config.mlp_dim), ('embed', 'mlp'), name=name, **shared)
             return constrain(layer(x_BTD), ('batch', 'length', 'act_mlp'), rules)
         up_BTF = widen('up')
-        if config.mlp == 'swiglu':
-            h_BTF = nn.silu(widen('gate')) * up_BTF
-        else:
-            h_BTF = nn.gelu(up_BTF, approximate=True)
+        h_BTF = activate(widen('gate'), config.mlp) * up_BTF if config.mlp in GATED else activate(up_BTF, config.mlp)
         return Einsum('BTF,FD->BTD', (config.mlp_dim, config.model_dim), ('mlp', 'embed'), name='down',
                       stddev=residual_stddev(config), **shared)(h_BTF)
 
 
 class Embed(nn.Module):
-    """Token table, and position table where positions are learned (GPT-2)."""
+    """Token table, and tables of positions (GPT-2, BERT) and token types (BERT) where there are any; their sum."""
 
     config: ModelConfig
 
@@ -111,12 +116,54 @@ class Embed(nn.Module):
         self.tokens = self.param('tokens', boxed_normal(INIT_STDDEV, ('vocab', 'embed')),
                                  (config.vocab_size, config.model_dim))
         if config.positions == 'learned':
-            self.positions = self.param('positions', boxed_normal(INIT_STDDEV, ('positions', 'embed')),
-                                        (config.max_positions, config.model_dim))
+            self.positions = position_table(self)
+        if config.token_types:
+            self.token_types = self.param('token_types', boxed_normal(INIT_STDDEV, (None, 'embed')),
+                                          (config.token_types, config.model_dim))
+        if config.embed_norm:
+            self.norm = Norm(config)
 
-    def __call__(self, tokens_BT: jax.Array, positions_BT: jax.Array) -> jax.Array:
+    def __call__(self, tokens_BT: jax.Array, positions_BT: jax.Array, types_BT: jax.Array | None) -> jax.Array:
+        """types_BT: each token's type; None: type 0."""
+        config = self.config
         x_BTD = self.tokens[tokens_BT]
-        return x_BTD + self.positions[positions_BT] if self.config.positions == 'learned' else x_BTD
+        if config.embed_scale != 1:
+            x_BTD *= config.embed_scale
+        if config.positions == 'learned':
+            x_BTD += self.positions[positions_BT + config.position_offset]
+        if config.token_types:
+            x_BTD += self.token_types[jnp.zeros_like(tokens_BT) if types_BT is None else types_BT]
+        return self.norm(x_BTD) if config.embed_norm else x_BTD
+
+
+class ImageEmbed(nn.Module):
+    """A class token, then one token for each square patch, by rows of patches (arXiv:2010.11929, eq. 1)."""
+
+    config: ModelConfig
+    exec: ExecConfig
+
+    def setup(self):
+        config = self.config
+        size, width = config.patch_size, config.model_dim
+        self.patches = Einsum('BTPQC,PQCD->BTD', (size, size, config.image_channels, width),
+                              (None, None, None, 'embed'), self.exec.compute_dtype, use_bias=True)
+        self.class_token = self.param('class_token', boxed_normal(INIT_STDDEV, (None, 'embed')), (1, width))
+        self.positions = position_table(self)
+
+    def __call__(self, image_BYXC: jax.Array, positions_BT: jax.Array) -> jax.Array:
+        batch, rows, columns, channels = image_BYXC.shape
+        size = self.config.patch_size
+        cut = image_BYXC.reshape(batch, rows // size, size, columns // size, size, channels)
+        patches = self.patches(cut.swapaxes(2, 3).reshape(batch, -1, size, size, channels))
+        first_B1D = jnp.broadcast_to(self.class_token[None], (batch, 1, self.config.model_dim))
+        return jnp.concatenate([first_B1D, patches], 1) + self.positions[positions_BT]
+
+
+def position_table(module: nn.Module) -> jax.Array:
+    """The parameter `positions` of an embedding."""
+    config = module.config
+    return module.param('positions', boxed_normal(INIT_STDDEV, ('positions', 'embed')),
+                        (config.max_positions + config.position_offset, config.model_dim))
 
 
 class TokenHead(nn.Module):
@@ -127,6 +174,11 @@ class TokenHead(nn.Module):
     def setup(self):
         self.w = self.param('w', boxed_normal(INIT_STDDEV, ('vocab', 'embed')),
                             (self.config.vocab_size, self.config.model_dim))
+
+
+def softcap(x: jax.Array, cap: float) -> jax.Array:
+    """cap * tanh(x / cap): never beyond cap (arXiv:2408.00118, section 2); with cap 0, x itself."""
+    return jnp.tanh(x / cap) * cap if cap else x
 
 
 def dropout(x: jax.Array, rate: float, name: str) -> jax.Array:

@@ -1,22 +1,28 @@
-"""One decoder-only Transformer: GPT-2 or Llama by its `ModelConfig`, with a token head or a scalar head.
+"""One Transformer: what kind, which parts and which numbers, its `ModelConfig` says; no branch names a family.
 
-In: tokens_BT, positions_BT and a `MaskSpec`. Out: logits_BTV, score_BT, or x_BTD after the final norm.
+In: tokens_BT (or images), positions_BT and a `MaskSpec`. Out: what the head gives, or x_BTD after the trunk.
 `embed -> trunk -> head` are separate calls, so that an objective can meet the head in chunks and a sampler can
-bring a cache. Left out: losses, sampling, where parameters live (`llm.sharding`).
+bring a cache. Left out: XLNet's two streams (`xlnet.py`), losses, sampling, where parameters live (`llm.sharding`).
 """
 
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from llm.config import ExecConfig, ModelConfig
-from llm.model.attention import Attention, Cache, MaskSpec, Rotary, make_rotary
-from llm.model.layers import Einsum, Embed, FeedForward, Norm, TokenHead, dropout
+from llm.architecture import GATED, ModelConfig
+from llm.config import ExecConfig
+from llm.model import heads
+from llm.model.attention import Attention, Cache, MaskSpec, Rotary, make_rotaries
+from llm.model.layers import Embed, FeedForward, ImageEmbed, Norm, TokenHead, dropout, softcap
 from llm.sharding import AxisRules, constrain
 
 
 class Block(nn.Module):
-    """x + attention(norm(x)), then x + feed_forward(norm(x)), the body of the scan over layers."""
+    """Attention, then the feed-forward, each added to x; the body of the scan over layers.
+
+    What is added is f(norm(x)), post_norm(f(norm(x))) with `sandwich_norms`; without `norm_first` the sum is normed:
+    norm(x + f(x)).
+    """
 
     config: ModelConfig
     exec: ExecConfig
@@ -24,23 +30,36 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, carry: tuple[jax.Array, Cache | None], layer: jax.Array, positions_BT: jax.Array,
-                 mask: MaskSpec, rotary: Rotary | None) -> tuple[tuple[jax.Array, Cache | None], None]:
+                 mask: MaskSpec, rotaries: tuple[Rotary, ...]) -> tuple[tuple[jax.Array, Cache | None], None]:
         x_BTD, cache = carry
         attention = Attention(self.config, self.exec, self.dropout, name='attention')
-        h_BTD, cache = attention(Norm(self.config, name='attention_norm')(x_BTD), positions_BT, mask, rotary,
-                                 cache, layer)
-        x_BTD = self._add(x_BTD, h_BTD, 'attention_dropout')
+        h_BTD, cache = attention(self._before('attention', x_BTD), positions_BT, mask, rotaries, cache, layer)
+        x_BTD = self._after('attention', x_BTD, h_BTD)
         feed_forward = FeedForward(self.config, self.exec, name='mlp')
-        x_BTD = self._add(x_BTD, feed_forward(Norm(self.config, name='mlp_norm')(x_BTD)), 'mlp_dropout')
+        x_BTD = self._after('mlp', x_BTD, feed_forward(self._before('mlp', x_BTD)))
         return (x_BTD, cache), None
 
-    def _add(self, x_BTD: jax.Array, h_BTD: jax.Array, name: str) -> jax.Array:
-        return constrain(x_BTD + dropout(h_BTD, self.dropout, name), ('batch', 'length', 'act'),
-                         AxisRules.from_config(self.exec.rules))
+    def _before(self, part: str, x_BTD: jax.Array) -> jax.Array:
+        return Norm(self.config, name=f'{part}_norm')(x_BTD) if self.config.norm_first else x_BTD
+
+    def _after(self, part: str, x_BTD: jax.Array, h_BTD: jax.Array) -> jax.Array:
+        if self.config.sandwich_norms:
+            h_BTD = Norm(self.config, name=f'{part}_post_norm')(h_BTD)
+        x_BTD = x_BTD + dropout(h_BTD, self.dropout, f'{part}_dropout')
+        if not self.config.norm_first:
+            x_BTD = Norm(self.config, name=f'{part}_norm')(x_BTD)
+        return constrain(x_BTD, ('batch', 'length', 'act'), AxisRules.from_config(self.exec.rules))
 
 
 class Transformer(nn.Module):
-    """Parameters: embed, layers (every leaf stacked [L, ...]), final_norm, and token_head (untied) or scalar_head.
+    """Parameters, by top-level name; every leaf of `layers` is stacked [L, ...]:
+
+    embed: tokens, positions, token_types, norm; of images patches, class_token, positions.
+    layers: attention (query, key, value, out; query_norm, key_norm), mlp (up, gate, down), attention_norm, mlp_norm,
+      attention_post_norm, mlp_post_norm.
+    final_norm: with `norm_first`. pooler: before the heads of `heads.POOLED`, but in images.
+    By head: token_head/w ('token', untied), masked_head ('masked', 'pretraining'), next_sentence_head
+      ('next_sentence', 'pretraining'), scalar_head, classes_head, labels_head, span_head.
 
     dropout: rate on the embeddings, on each residual branch and on attention weights, as in GPT-2; only drawn
     (from the stream 'dropout') in calls with deterministic=False.
@@ -48,54 +67,99 @@ class Transformer(nn.Module):
 
     config: ModelConfig
     exec: ExecConfig
-    head: str = 'token'  # 'token' | 'scalar'
+    head: str = 'token'  # one of `heads.HEADS`
     dropout: float = 0.0
 
     def setup(self):
-        assert self.head in ('token', 'scalar'), self.head
-        self.embedding = Embed(self.config, name='embed')
-        self.final_norm = Norm(self.config)
-        if self.head == 'scalar':
+        config, head = self.config, self.head
+        assert head in heads.HEADS[config.kind] and config.kind != 'two_stream', (config.kind, head)
+        images = config.kind == 'vision'
+        self.embedding = ImageEmbed(config, self.exec, name='embed') if images else Embed(config, name='embed')
+        if config.norm_first:
+            self.final_norm = Norm(config)
+        if head in heads.POOLED and not (images and head == 'classes'):
+            self.pooler = heads.pooler(config)
+        if head in heads.OVER_VOCABULARY and not config.tie_embeddings:
+            self.token_head = TokenHead(config)
+        if head in ('masked', 'pretraining'):
+            self.masked_head = heads.MaskedHead(config, self.exec)
+        if head in ('next_sentence', 'pretraining'):
+            self.next_sentence_head = heads.outputs(config, 2)
+        if head == 'classes':
+            self.classes_head = heads.outputs(config, config.num_classes)
+        if head == 'labels':
+            self.labels_head = heads.outputs(config, config.num_classes)
+        if head == 'span':
+            self.span_head = heads.outputs(config, 2)
+        if head == 'scalar':
             # 1 / sqrt(D + 1): scores of unit variance at the start (arXiv:2009.01325). No bias: a ranking gives it no
             # gradient but rounding errors, of which Adam makes a walk that no two meshes share (1.6e-4 in 24 steps).
-            self.scalar_head = Einsum('BTD,DO->BTO', (self.config.model_dim, 1), ('embed', None), 'float32',
-                                      stddev=(self.config.model_dim + 1) ** -0.5)
-        elif not self.config.tie_embeddings:
-            self.token_head = TokenHead(self.config)
+            self.scalar_head = heads.outputs(config, 1, use_bias=False, stddev=(config.model_dim + 1) ** -0.5)
 
     def __call__(self, tokens_BT: jax.Array, positions_BT: jax.Array, mask: MaskSpec, *,
-                 deterministic: bool = True) -> jax.Array:
-        """logits_BTV or score_BT, float32, by the model's head."""
-        x_BTD = self.hidden(tokens_BT, positions_BT, mask, deterministic=deterministic)
-        return self.token_logits(x_BTD) if self.head == 'token' else self.scalar(x_BTD)
+                 types_BT: jax.Array | None = None, deterministic: bool = True):
+        """By the head, float32: token, masked: logits_BTV; scalar: score_BT; none: x_BTD; pooled: [B, D];
+        classes: [B, classes]; labels: [B, T, classes]; span: [B, T, 2], start and end; next_sentence: [B, 2], of which
+        0 is "it is next"; pretraining: those of masked and of next_sentence.
+
+        Args:
+          tokens_BT: of images image_BYXC, whose class token has position 0.
+          types_BT: a text token's type (BERT: 1 in the second sentence); None: all 0.
+        """
+        x_BTD = self.hidden(tokens_BT, positions_BT, mask, types_BT=types_BT, deterministic=deterministic)
+        match self.head:
+            case 'token':
+                return self.token_logits(x_BTD)
+            case 'masked':
+                return self.masked_logits(x_BTD)
+            case 'pretraining':
+                return self.masked_logits(x_BTD), self.next_sentence_head(heads.pool(self.pooler, x_BTD))[:, 0]
+            case 'next_sentence':
+                return self.next_sentence_head(heads.pool(self.pooler, x_BTD))[:, 0]
+            case 'pooled':
+                return heads.pool(self.pooler, x_BTD)[:, 0]
+            case 'classes' if self.config.kind == 'vision':
+                return self.classes_head(x_BTD[:, :1])[:, 0]
+            case 'classes':
+                return self.classes_head(heads.pool(self.pooler, x_BTD))[:, 0]
+            case 'labels':
+                return self.labels_head(x_BTD)
+            case 'span':
+                return self.span_head(x_BTD)
+            case 'scalar':
+                return self.scalar(x_BTD)
+        return x_BTD
 
     def hidden(self, tokens_BT: jax.Array, positions_BT: jax.Array, mask: MaskSpec, *,
-               deterministic: bool = True) -> jax.Array:
-        """x_BTD after the final norm: what an objective takes."""
-        x_BTD = self.embed(tokens_BT, positions_BT)
+               types_BT: jax.Array | None = None, deterministic: bool = True) -> jax.Array:
+        """x_BTD after the trunk: what an objective takes."""
+        x_BTD = self.embed(tokens_BT, positions_BT, types_BT)
         return self.trunk(x_BTD, positions_BT, mask, deterministic=deterministic)[0]
 
-    def embed(self, tokens_BT: jax.Array, positions_BT: jax.Array) -> jax.Array:
-        x_BTD = self.embedding(tokens_BT, positions_BT).astype(self.exec.compute_dtype)
-        return constrain(x_BTD, ('batch', 'length', 'act'), AxisRules.from_config(self.exec.rules))
+    def embed(self, tokens_BT: jax.Array, positions_BT: jax.Array, types_BT: jax.Array | None = None) -> jax.Array:
+        if self.config.kind == 'vision':
+            x_BTD = self.embedding(tokens_BT, positions_BT)
+        else:
+            x_BTD = self.embedding(tokens_BT, positions_BT, types_BT)
+        return constrain(x_BTD.astype(self.exec.compute_dtype), ('batch', 'length', 'act'),
+                         AxisRules.from_config(self.exec.rules))
 
     @nn.compact
     def trunk(self, x_BTD: jax.Array, positions_BT: jax.Array, mask: MaskSpec, cache: Cache | None = None, *,
               deterministic: bool = True) -> tuple[jax.Array, Cache | None]:
-        """All layers and the final norm.
+        """All layers, and the final norm where there is one.
 
         With a cache, keys and values are written to the slots of their positions, and a query sees every slot up
-        to its own; the cache must be long enough.
+        to its own (of its window); the cache must be long enough.
         """
         config = self.config
+        assert mask.causal == (config.kind == 'decoder'), f'a model of kind {config.kind!r} with {mask.causal=}'
         rate = 0.0 if deterministic else self.dropout
         x_BTD = dropout(x_BTD, rate, 'embed_dropout')
-        rotary = None
-        if config.positions == 'rotary':
-            rotary = make_rotary(positions_BT, config.head_dim, config.rope_theta)
-        layers = _scan(self.exec, config.num_layers)(config, self.exec, rate, name='layers')
-        (x_BTD, cache), _ = layers((x_BTD, cache), jnp.arange(config.num_layers), positions_BT, mask, rotary)
-        return self.final_norm(x_BTD), cache
+        rotaries = make_rotaries(config, positions_BT)
+        layers = scan_layers(Block, self.exec, config.num_layers, 3)(config, self.exec, rate, name='layers')
+        (x_BTD, cache), _ = layers((x_BTD, cache), jnp.arange(config.num_layers), positions_BT, mask, rotaries)
+        return self.final_norm(x_BTD) if config.norm_first else x_BTD, cache
 
     def unembedding(self) -> jax.Array:
         """w_VD: logits are x_BTD times its transpose."""
@@ -106,24 +170,30 @@ class Transformer(nn.Module):
         w_VD = self.unembedding().astype(self.exec.compute_dtype)
         logits = jnp.einsum('ZD,VD->ZV', x_BTD.reshape(-1, x_BTD.shape[-1]), w_VD,
                             preferred_element_type=jnp.float32)
-        return constrain(logits.reshape(*x_BTD.shape[:2], -1), ('batch', 'length', 'act_vocab'),
-                         AxisRules.from_config(self.exec.rules))
+        return constrain(softcap(logits, self.config.logits_softcap).reshape(*x_BTD.shape[:2], -1),
+                         ('batch', 'length', 'act_vocab'), AxisRules.from_config(self.exec.rules))
+
+    def masked_logits(self, x_BTD: jax.Array) -> jax.Array:
+        """logits_BTV, float32, of the token that stands at each place."""
+        return self.token_logits(self.masked_head(x_BTD)) + self.masked_head.bias[None, None]
 
     def scalar(self, x_BTD: jax.Array) -> jax.Array:
         """score_BT, float32."""
         return self.scalar_head(x_BTD)[..., 0]
 
 
-def _scan(exec_config: ExecConfig, num_layers: int):
-    """Block, rematerialised as `exec.remat` says, scanned over layers; parameters are stacked whatever the unroll."""
+def scan_layers(block: type[nn.Module], exec_config: ExecConfig, num_layers: int, shared: int):
+    """`block`, rematerialised as `exec.remat` says, scanned over layers; parameters are stacked whatever the unroll.
+
+    A block takes a carry, its own layer's part of one argument, and `shared` arguments that are the same in all layers.
+    """
     unroll = exec_config.scan_unroll or num_layers
-    block = Block
     if exec_config.remat != 'none':
         policy = jax.checkpoint_policies.checkpoint_dots_with_no_batch_dims
         # A loop hides the recomputation from common-subexpression elimination by itself; unrolled layers do not.
-        block = nn.remat(Block, policy=policy if exec_config.remat == 'minimal' else None, prevent_cse=unroll > 1)
+        block = nn.remat(block, policy=policy if exec_config.remat == 'minimal' else None, prevent_cse=unroll > 1)
     return nn.scan(block, variable_axes={'params': 0}, split_rngs={'params': True, 'dropout': True},
-                   in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast), length=num_layers, unroll=unroll,
+                   in_axes=(0, *(nn.broadcast,) * shared), length=num_layers, unroll=unroll,
                    metadata_params={nn.PARTITION_NAME: 'layers'})
 
 
@@ -134,7 +204,7 @@ def train_flops_per_token(config: ModelConfig, seq_len: int) -> float:
     recomputation does not count.
     """
     projections = 2 * (config.num_heads + config.num_kv_heads) * config.head_dim
-    feed_forward = (3 if config.mlp == 'swiglu' else 2) * config.mlp_dim
+    feed_forward = (3 if config.mlp in GATED else 2) * config.mlp_dim
     weights = config.num_layers * config.model_dim * (projections + feed_forward)
     weights += config.vocab_size * config.model_dim
     return 6.0 * weights + 12.0 * config.num_layers * config.num_heads * config.head_dim * seq_len
