@@ -7,7 +7,7 @@ Left out: what is learned (the stages), what is written on the way (`journal`), 
 A run's folder:
     identity.json     what the run's hash was made of, its whole config, its parents
     owner.json        the process that works on it
-    tokenizer.model   a copy of its own
+    tokenizer.model   a copy of its own; tokenizer/ instead, with files, where it is somebody else's
     checkpoints/      N/ and N.manifest.json
     metrics.jsonl     a row for each logged step; tensorboard/ has the same
     data.json         by config section and source ('data.bible') and split: what cleaning left out, what is left
@@ -90,7 +90,7 @@ class Run:
 
     @functools.cached_property
     def tokenizer(self) -> Tokenizer:
-        return Tokenizer.from_file(str(self.folder / 'tokenizer.model'))
+        return Tokenizer.from_folder(self.folder)
 
     @property
     def rules(self) -> AxisRules:

@@ -1,13 +1,13 @@
-"""SentencePiece, and the only home of special tokens and of the chat template.
+"""The one interface to token ids that every stage uses, and the training of our own tokenizer.
 
 In: texts, chats (lists of {'role', 'content'}). Out: token ids, with 1 beside each token that is learned.
-Left out: where texts come from (`sources.py`), packing (`prepare.py`).
+Left out: the libraries (`codecs.py`), chat formats (`chat.py`), other people's files (`foreign.py`), where texts come
+from (`sources.py`), packing (`prepare.py`).
 
-Users' text never becomes a control token: SentencePiece matches control and byte pieces by id alone, so
-'<|eos|>' in a text is encoded as its seven characters are.
+Users' text never becomes a control token: '<|eos|>' in a text is encoded as its seven characters are.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 import hashlib
 import io
 import itertools
@@ -15,17 +15,15 @@ import os
 from typing import Any
 
 from etils import epath
-import numpy as np
 import sentencepiece
 
+from llm.data import foreign
+from llm.data.chat import ChatFormat, FORMATS, QUARTET, ROLES, Run
+from llm.data.codecs import SentencePiece
 from llm.errors import UserError
 
-ROLES = ('system', 'user', 'assistant')
 SPECIAL = ('pad', 'bos', 'eos', 'unk', *ROLES)  # a special token's id in our own tokenizers is its place here
-CHAT_TEMPLATE = 'quartet-1'  # bos, then each message: its role's mark, its content; eos after each answer
-
-# SentencePiece writes a space as this character and would decode the character itself as a space.
-_SPACE_MARK = '\u2581'
+OWN, FOREIGN = 'tokenizer.model', 'tokenizer'  # in a run's folder: our own model's file, a foreign one's folder
 
 
 def piece_of(name: str) -> str:
@@ -74,84 +72,85 @@ def _first_bytes(texts: Iterable[str], limit: int) -> Iterator[str]:
 
 
 class Tokenizer:
-    """A SentencePiece model with the special tokens of `SPECIAL`.
+    """Texts and chats as token ids, by our own SentencePiece model or by somebody else's tokenizer.
 
-    Attributes: vocab_size; sha256 of the model's bytes; special_ids, name -> id; chat_template, its name;
-    token_bytes_V, int64, UTF-8 bytes that each token stands for (0 for special tokens).
+    Attributes: vocab_size; sha256 of the model's bytes, or of all files of a foreign one; foreign, whether it is one;
+    special_ids, name -> id, where 'eos' ends an answer; chat_template, the chat format's name; token_bytes_V, int64,
+    UTF-8 bytes that each token stands for (0 for control tokens).
     """
 
-    def __init__(self, model: bytes, where: str = 'the tokenizer'):
-        try:
-            self._model = sentencepiece.SentencePieceProcessor(model_proto=model)
-        except RuntimeError:
-            raise UserError(f'tokenizer.path={where} is not a SentencePiece model; name one') from None
-        self.sha256 = hashlib.sha256(model).hexdigest()
-        self.vocab_size = len(self._model)
-        self.chat_template = CHAT_TEMPLATE
-        self.special_ids = {name: self._model.piece_to_id(piece_of(name)) for name in SPECIAL}
-        for name, index in self.special_ids.items():
-            if not (self._model.is_unknown(index) if name == 'unk' else self._model.is_control(index)):
-                raise UserError(f'tokenizer.path={where} has no control piece {piece_of(name)}; '
-                                'leave tokenizer.path empty to train one that has')
-        self.token_bytes_V = np.array([self._num_bytes(i) for i in range(self.vocab_size)], np.int64)
-        self._space_mark_ids = [self._model.piece_to_id(f'<0x{byte:02X}>') for byte in _SPACE_MARK.encode()]
+    def __init__(self, its: foreign.Parts, *, is_foreign: bool):
+        self._codec, self._chat, self._begin, self._end = its.codec, its.chat, its.begin, its.end
+        self.special_ids, self.chat_template, self.sha256 = its.special_ids, its.chat_template, its.sha256
+        self.vocab_size, self.token_bytes_V = its.codec.vocab_size, its.codec.token_bytes_V
+        self.foreign = is_foreign
 
     @classmethod
     def from_file(cls, path: str) -> 'Tokenizer':
         """Raises UserError where there is no such file or it is no tokenizer of ours."""
         file = epath.Path(path).expanduser()
         if not file.is_file():
-            raise UserError(f'tokenizer.path={path} does not exist; name a SentencePiece .model file')
-        return cls(file.read_bytes(), path)
+            raise UserError(f'tokenizer.path={path} does not exist; name a SentencePiece .model file, or a folder '
+                            'with a tokenizer')
+        model = file.read_bytes()
+        try:
+            codec = SentencePiece(model, exact=True)
+        except ValueError:
+            raise UserError(f'tokenizer.path={path} is not a SentencePiece model; name one') from None
+        ids = {name: codec.id_of(piece_of(name)) for name in SPECIAL}
+        for name, index in ids.items():
+            if index is None or (index != codec.unk_id if name == 'unk' else index not in codec.names):
+                raise UserError(f'tokenizer.path={path} has no control piece {piece_of(name)}; '
+                                'leave tokenizer.path empty to train one that has')
+        return cls(foreign.Parts(codec, ids, [ids['bos']], [ids['eos']], QUARTET, QUARTET.name,
+                                 hashlib.sha256(model).hexdigest()), is_foreign=False)
+
+    @classmethod
+    def from_folder(cls, folder: epath.PathLike) -> 'Tokenizer':
+        """The tokenizer of a run, by its folder: `tokenizer.model` is ours, `tokenizer/` holds a foreign one."""
+        folder = epath.Path(folder)
+        if not (folder / FOREIGN).is_dir():
+            return cls.from_file(str(folder / OWN))
+        return cls.from_files(foreign.load(folder / FOREIGN), str(folder / FOREIGN))
+
+    @classmethod
+    def from_files(cls, files: Mapping[str, bytes], where: str) -> 'Tokenizer':
+        """A foreign one, of the files that `foreign.gather` or `converted.from_gguf` gave."""
+        return cls(foreign.parts(files, where), is_foreign=True)
 
     def describe(self) -> dict[str, Any]:
         """What a manifest says of the tokenizer."""
         return {'sha256': self.sha256, 'vocab_size': self.vocab_size, 'special_ids': self.special_ids,
                 'chat_template': self.chat_template}
 
-    def _num_bytes(self, index: int) -> int:
-        if self._model.is_control(index) or self._model.is_unknown(index):
-            return 0
-        if self._model.is_byte(index):
-            return 1
-        return len(self._model.id_to_piece(index).replace(_SPACE_MARK, ' ').encode())
-
     def encode(self, text: str) -> list[int]:
         """Token ids of a text, never a special token's."""
-        if _SPACE_MARK not in text:
-            return self._model.encode(text)
-        ids = []
-        for number, part in enumerate(text.split(_SPACE_MARK)):
-            ids += (self._space_mark_ids if number else []) + self._model.encode(part)
-        return ids
+        return self._codec.encode(text)
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of the ids; special tokens are left out, and bytes that are not UTF-8 become U+FFFD."""
-        return self._model.decode([int(index) for index in ids])
+        return self._codec.decode(ids)
 
     def show(self, ids: Iterable[int]) -> str:
         """The text of the ids for a person to read, with special tokens by name and padding left out."""
-        names = {index: piece_of(name) for name, index in self.special_ids.items()}
-        names[self.special_ids['pad']] = ''
+        names = dict(self._codec.names)
+        if self.special_ids['pad'] not in self._end:
+            names[self.special_ids['pad']] = ''
         groups = itertools.groupby((int(index) for index in ids), key=names.get)
         return ''.join(name * len(list(group)) if name is not None else self.decode(group)
                        for name, group in groups)
 
     def encode_document(self, text: str) -> tuple[list[int], list[int]]:
-        """(ids, learn) of bos text eos; learn is 1 on every token but bos."""
-        ids = [self.special_ids['bos'], *self.encode(text), self.special_ids['eos']]
-        return ids, [0] + [1] * (len(ids) - 1)
+        """(ids, learn) of bos text eos; learn is 1 on every token but bos.
+
+        A foreign tokenizer has what it puts before a text itself for bos, or else the end of the document before.
+        """
+        ids = [*self._begin, *self.encode(text), *self._end]
+        return ids, [0] * len(self._begin) + [1] * (len(ids) - len(self._begin))
 
     def encode_chat(self, messages: list[dict[str, str]]) -> tuple[list[int], list[int]]:
         """(ids, learn) of a chat; learn is 1 on what the assistant says and on the eos after it."""
-        ids, learn = [self.special_ids['bos']], [0]
-        for message in messages:
-            content = self.encode(message['content'])
-            answers = message['role'] == 'assistant'
-            end = [self.special_ids['eos']] if answers else []
-            ids += [self.special_ids[message['role']], *content, *end]
-            learn += [0] + ([1] * (len(content) + 1) if answers else [0] * len(content))
-        return ids, learn
+        return self._coded(self._format.runs(messages))
 
     def encode_prompt(self, messages: list[dict[str, str]]) -> list[int]:
         """Ids up to where the policy's first token comes: the assistant's mark, or the beginning it is given.
@@ -159,10 +158,34 @@ class Tokenizer:
         encode_prompt(messages) + encode_answer(answer) are the ids of the whole chat, when the last message
         is not the assistant's.
         """
-        if messages and messages[-1]['role'] == 'assistant':
-            return self.encode_chat(messages)[0][:-1]
-        return self.encode_chat(messages)[0] + [self.special_ids['assistant']]
+        return self._coded(self._format.prompt(messages))[0]
 
     def encode_answer(self, text: str) -> list[int]:
         """Ids of an answer and its eos."""
-        return self.encode(text) + [self.special_ids['eos']]
+        return self._coded(self._format.answered(text), first=False)[0]
+
+    def begun(self, prompt: list[int]) -> list[int]:
+        """The end of what `encode_prompt` gave: the beginning that an answer was given, mostly nothing."""
+        for cue in (self._coded(runs, first=False)[0] for runs in self._format.cues()):
+            for start in range(len(prompt) - len(cue), -1, -1):
+                if prompt[start:start + len(cue)] == cue:
+                    return prompt[start + len(cue):]
+        return []
+
+    @property
+    def _format(self) -> ChatFormat:
+        if self._chat is None:
+            has = f'the chat template {self.chat_template}' if self.chat_template else 'no chat template'
+            raise UserError(f'the tokenizer has {has}, and templates are never executed; import it with '
+                            f'--chat_template=NAME, one of {", ".join(sorted(FORMATS))}')
+        return self._chat
+
+    def _coded(self, runs: list[Run], *, first: bool = True) -> tuple[list[int], list[int]]:
+        """(ids, learn) of a chat's runs; `first`: nothing stands before them."""
+        ids: list[int] = []
+        learn: list[int] = []
+        for run in runs:
+            ids += [self._codec.id_of(run.text)] if run.is_mark else self._codec.encode(
+                run.text, first=first and not ids)
+            learn += [int(run.learned)] * (len(ids) - len(learn))
+        return ids, learn

@@ -1,0 +1,211 @@
+"""Other people's tokenizers: the files of a Hugging Face folder, checked, and what they say.
+
+In: a folder with tokenizer.json, tokenizer.model (or spiece.model), or vocab.txt, and beside it tokenizer_config.json,
+special_tokens_map.json, chat_template.jinja where they are; or such files out of a GGUF file (`converted.py`).
+Out: the files as a run keeps them, in `<run>/tokenizer/`, again such a folder; `Parts` for a `Tokenizer`.
+Left out: code that comes with a tokenizer, and templates: nothing of either is ever executed.
+"""
+
+from collections.abc import Mapping
+import hashlib
+from typing import Any, NamedTuple
+
+from etils import epath
+
+from llm.data import chat
+from llm.data import converted
+from llm.data.codecs import read_json, SentencePiece, TokenizerJson
+from llm.errors import UserError
+from llm.identity import digest
+
+MODELS = ('tokenizer.json', 'tokenizer.model')  # one of them is in a run's folder; the first, where a source has both
+BESIDE = ('tokenizer_config.json', 'special_tokens_map.json', 'chat_template.jinja')
+_MOST_BYTES = 128 * 2**20  # four times the largest tokenizer.json that we know of
+_ROLES = ('bos', 'eos', 'unk', 'sep', 'pad', 'cls', 'mask')
+# What the classes of transformers call them where no file does; only those that the tokenizer has are taken.
+_CUSTOMS = {'bos': ('<s>', '<bos>', '<|endoftext|>'), 'eos': ('</s>', '<eos>', '<|endoftext|>'),
+            'sep': ('[SEP]', '<sep>'), 'pad': ('[PAD]', '<pad>'), 'cls': ('[CLS]', '<cls>'),
+            'mask': ('[MASK]', '<mask>')}
+
+
+class Parts(NamedTuple):
+    """What a tokenizer consists of."""
+
+    codec: SentencePiece | TokenizerJson
+    special_ids: dict[str, int]  # 'pad', 'bos', 'eos' (the end of an answer), and 'unk', 'mask' where there are
+    begin: list[int]  # ids before a document
+    end: list[int]  # ids after it
+    chat: chat.ChatFormat | None
+    chat_template: str  # the format's name; '' where there is no template, 'unknown-' and a hash for one not known
+    sha256: str
+
+
+def gather(folder: epath.Path) -> dict[str, bytes]:
+    """The tokenizer files of a folder, by the names under which a run keeps them; raises UserError where it has none."""
+    files = {name: _bytes(folder / name) for name in BESIDE if (folder / name).is_file()}
+    for name, kept in (('tokenizer.json', 'tokenizer.json'), ('tokenizer.model', 'tokenizer.model'),
+                       ('spiece.model', 'tokenizer.model')):
+        if (folder / name).is_file():
+            return {kept: _bytes(folder / name), **files}
+    if (folder / 'vocab.txt').is_file():
+        config = _json(files, 'tokenizer_config.json', str(folder))
+        return {'tokenizer.json': converted.wordpiece(_bytes(folder / 'vocab.txt'), config, str(folder)), **files}
+    raise UserError(f'{folder} has no tokenizer; name a folder with tokenizer.json, tokenizer.model or vocab.txt')
+
+
+def with_chat_template(files: Mapping[str, bytes], name: str) -> dict[str, bytes]:
+    """The files with the chat format of that name instead of their own."""
+    if name not in chat.FORMATS:
+        raise UserError(f'chat_template={name} is not known; use one of {", ".join(sorted(chat.FORMATS))}')
+    return {**files, 'chat_template.jinja': chat.jinja(chat.FORMATS[name]).encode()}
+
+
+def save(files: Mapping[str, bytes], folder: epath.Path) -> None:
+    """Writes them where no reader sees half of them: the model, which a reader needs, comes last."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in sorted(files, key=lambda name: name in MODELS):
+        partial = folder / f'{name}.partial'
+        partial.write_bytes(files[name])
+        partial.replace(folder / name)
+
+
+def load(folder: epath.Path) -> dict[str, bytes]:
+    """The files of a run's own tokenizer; raises UserError where the model is not among them."""
+    files = {name: _bytes(folder / name) for name in (*MODELS, *BESIDE) if (folder / name).is_file()}
+    if len(files.keys() & set(MODELS)) != 1:
+        raise UserError(f'{folder} must have one of {" and ".join(MODELS)}; restore the tokenizer that the run had')
+    return files
+
+
+def parts(files: Mapping[str, bytes], where: str) -> Parts:
+    """What these files are to us; raises UserError, one line, for whatever in them is damaged or contradicts itself."""
+    config = _json(files, 'tokenizer_config.json', where)
+    tokens = _declared(config, _json(files, 'special_tokens_map.json', where), where)
+    added = {int(index): _content(token) for index, token in (config.get('added_tokens_decoder') or {}).items()}
+    template = _template(files, config, where)
+    form = chat.recognise(template) if template else None
+    marks = {*(mark for mark in (form.marks if form else ()) if mark not in (chat.BOS, chat.EOS)),
+             *(token for role, token in tokens.items() if role != 'unk'), *_special(config)}
+    name = next(name for name in MODELS if name in files)
+    try:
+        codec = (SentencePiece if name == 'tokenizer.model' else TokenizerJson)(files[name], marks)
+    except ValueError as error:
+        raise UserError(f'{where}/{name}: {error}; restore that file') from None
+    wrong = {token: index for index, token in added.items() if codec.id_of(token) != index}
+    wrong |= {token: None for token in tokens.values() if codec.id_of(token) is None}
+    if wrong:
+        token, index = next(iter(wrong.items()))
+        raise UserError(f'{where}/{name} has no token {token!r}' + ('' if index is None else f' with id {index}')
+                        + ', which a file beside it names; save the tokenizer again with transformers')
+    if name == 'tokenizer.json':
+        _contradictions(read_json(files[name]), config, where)
+    tokens = {**_customary(codec, tokens), **tokens}
+    return _understood(codec, tokens, form, template, config, where,
+                       digest({name: hashlib.sha256(content).hexdigest() for name, content in files.items()}))
+
+
+def _understood(codec, tokens, form, template, config, where, sha256) -> Parts:
+    ids = {role: codec.id_of(token) for role, token in tokens.items()}
+    eos, bos = (tokens.get(one) or tokens.get(other) for one, other in (('eos', 'sep'), ('bos', 'cls')))
+    if eos is None:
+        raise UserError(f'{where} names no eos_token; name one in tokenizer_config.json')
+    if form:
+        form = form.bind(bos or eos, eos)
+        missing = [mark for mark in form.marks if codec.id_of(mark) not in codec.names]
+        if missing:
+            raise UserError(f'{where} has the chat template {form.name}, but no control token {missing[0]!r}; '
+                            'use another chat template')
+    end = codec.id_of(eos)
+    special = {'pad': ids.get('pad', ids.get('unk', codec.unk_id)), 'bos': codec.id_of(bos or eos),
+               'eos': codec.id_of(form.end) if form else end}
+    special['pad'] = end if special['pad'] is None else special['pad']
+    special |= {role: ids[role] for role in ('unk', 'mask') if role in ids}
+    if isinstance(codec, TokenizerJson):
+        begin = codec.begin or [end]
+    else:
+        begin = [special['bos'] if config.get('add_bos_token', True) else end]
+    known = form.name if form else 'unknown-' + hashlib.sha256(template.encode()).hexdigest()[:8] if template else ''
+    return Parts(codec, special, begin, [end], form, known, sha256)
+
+
+def _bytes(path: epath.Path) -> bytes:
+    size = path.stat().length
+    if size > _MOST_BYTES:
+        raise UserError(f'{path} has {size} bytes, more than {_MOST_BYTES}: no tokenizer is so large; '
+                        'use the released file')
+    return path.read_bytes()
+
+
+def _json(files: Mapping[str, bytes], name: str, where: str) -> dict[str, Any]:
+    try:
+        return read_json(files[name]) if name in files else {}
+    except ValueError as error:
+        raise UserError(f'{where}/{name}: {error}; restore that file') from None
+
+
+def _content(token: Any) -> str | None:
+    """The text of a token that a file names, as itself or with its settings."""
+    text = token.get('content') if isinstance(token, dict) else token
+    if not isinstance(text, str | None):
+        raise UserError(f'a tokenizer file has {text!r} where a token should be; restore that file')
+    return text
+
+
+def _declared(config: Mapping, also: Mapping, where: str) -> dict[str, str]:
+    """Tokens by role, as the files name them; raises UserError where two files name different ones."""
+    found: dict[str, str] = {}
+    for role in _ROLES:
+        named = [token for token in (_content(data.get(f'{role}_token')) for data in (config, also)) if token]
+        if len(set(named)) > 1:
+            raise UserError(f'{where}: {role}_token is {named[0]!r} in tokenizer_config.json, {named[1]!r} in '
+                            'special_tokens_map.json; make them agree')
+        found |= {role: token for token in named}
+    return found
+
+
+def _special(config: Mapping) -> set[str]:
+    """Further tokens that a config calls special."""
+    listed = [token for key in ('additional_special_tokens', 'extra_special_tokens')
+              for token in (config.get(key) or ()) if isinstance(config.get(key), list)]
+    added = [token for token in (config.get('added_tokens_decoder') or {}).values()
+             if isinstance(token, dict) and token.get('special')]
+    return {_content(token) for token in (*listed, *added)}
+
+
+def _customary(codec: SentencePiece | TokenizerJson, tokens: Mapping[str, str]) -> dict[str, str]:
+    """Tokens by role where no file names any: the model's own, or control tokens of a customary text."""
+    if 'eos' in tokens or 'sep' in tokens:
+        return {}
+    customs = {role: next((name for name in names if codec.id_of(name) in codec.names), None)
+               for role, names in _CUSTOMS.items()}
+    return {role: token for role, token in (customs | codec.roles).items() if token}
+
+
+def _template(files: Mapping[str, bytes], config: Mapping, where: str) -> str:
+    """The text of the chat template, '' for none; the file counts before the config, as in transformers."""
+    if 'chat_template.jinja' in files:
+        try:
+            return files['chat_template.jinja'].decode()
+        except UnicodeDecodeError:
+            raise UserError(f'{where}/chat_template.jinja is not UTF-8; restore that file') from None
+    template = config.get('chat_template') or ''
+    if isinstance(template, list):  # several by name
+        template = next((item['template'] for item in template if item.get('name') == 'default'), '')
+    if not isinstance(template, str):
+        raise UserError(f'{where}/tokenizer_config.json: chat_template is not a text; restore that file')
+    return template
+
+
+def _contradictions(data: Mapping, config: Mapping, where: str) -> None:
+    """Refuses a config that asks for another encoding than tokenizer.json has."""
+    normalizer, pre = data.get('normalizer') or {}, data.get('pre_tokenizer') or {}
+    pairs = {}
+    if normalizer.get('type') == 'BertNormalizer':
+        pairs = {'do_lower_case': normalizer.get('lowercase'), 'strip_accents': normalizer.get('strip_accents'),
+                 'tokenize_chinese_chars': normalizer.get('handle_chinese_chars')}
+    if pre.get('type') == 'ByteLevel':
+        pairs = {'add_prefix_space': pre.get('add_prefix_space')}
+    for key, said in pairs.items():
+        if key in config and config[key] is not None and config[key] != said:
+            raise UserError(f'{where}/tokenizer_config.json: {key}={config[key]}, but tokenizer.json says {said}; '
+                            'make them agree')
