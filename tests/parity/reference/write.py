@@ -2,10 +2,10 @@
 
     python -m tests.parity.reference.write FOLDER
 
-In: nothing. Out: FOLDER/<case>/model, as `save_pretrained` writes it; .../gradients/<batch>, the gradients of the loss
-in the same format, so that they are imported as weights are; .../expected.npz, arrays named
+In: nothing. Out: FOLDER/models/<case>/model, as `save_pretrained` writes it; .../gradients/<batch>, the gradients of
+the loss in the same format, so that they are imported as weights are; .../expected.npz, arrays named
 `<batch>/in/<input>`, `<batch>/out/<output>`, `<batch>/label/<output>`, `<batch>/loss`, and `decode/*`.
-Left out: any comparison. Imports no jax.
+FOLDER/tokenizers: see `texts.py`. Left out: any comparison. Imports no jax.
 """
 
 import pathlib
@@ -15,7 +15,7 @@ import numpy as np
 import torch
 import transformers
 
-from tests.parity.reference import zoo
+from tests.parity.reference import texts, zoo
 
 NEW_TOKENS = 64
 PROMPTS = (5, 9, 1)  # their lengths
@@ -30,7 +30,8 @@ Outputs = dict[str, torch.Tensor]
 def main(folder: pathlib.Path) -> None:
     transformers.utils.logging.disable_progress_bar()
     for number, (name, case) in enumerate(zoo.cases().items()):
-        write(folder / name, case, seed=number)
+        write(folder / 'models' / name, case, seed=number)
+    texts.write(folder / 'tokenizers')
 
 
 def write(folder: pathlib.Path, case: zoo.Case, seed: int) -> None:
