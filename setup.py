@@ -9,6 +9,7 @@ REQUIRED = [
     'datasketch',  # MinHash: near-copies among documents
     'etils[epath]',  # paths that may be in a bucket
     'flax>=0.12.8,<0.13',  # Linen; it is in maintenance, and a release may drop it
+    'gguf>=0.19.0',  # dequantises the blocks of GGUF files
     'grain>=0.2.18',  # order of rows: shuffling and mixing as pure functions of the index
     'jax>=0.10.2,<0.11',  # a minor release may change shardings' defaults, and libtpu is paired with it
     'Jinja2',  # the page about a pipeline; escapes what models say
@@ -36,6 +37,7 @@ EXTRAS = {
         'packaging',  # reads this file and constraints.txt
         'pytest>=9.0',  # runs tests/
         'pytest-xdist',  # two workers: compiling uses one core
+        'safetensors>=0.8.0',  # the format's own library: what our reader and writer are held against
     ],
     'tpu': [
         'libtpu==0.0.42.*',  # jax 0.10.2's partner, as its own extra says; a newer one died in as_text()

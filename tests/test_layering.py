@@ -41,9 +41,16 @@ FLOORS = {
     'llm/phases.py': {'jax'},
     'llm/provenance.py': set(),
     'llm/report': {'jinja2', 'matplotlib', *DOOR, 'llm.manifest'},
+    'llm/interop': {'numpy', *DOOR},  # files and facts; what meets the mesh and a run is named below
+    'llm/interop/gguf.py': {'gguf', 'numpy', *DOOR, 'llm.interop'},
+    'llm/interop/plan.py': {'jax', 'numpy', *DOOR, 'llm.interop'},
+    'llm/interop/stream.py': {'jax', 'numpy', 'llm.interop'},
+    'llm/interop/targets.py': {'flax', 'jax', 'numpy', *DOOR, 'llm.fingerprint', 'llm.model', 'llm.sharding',
+                               'llm.train_state'},
     'llm/yardsticks.py': {'numpy', 'scipy', 'sklearn', 'vaderSentiment'},
     # What puts the parts above together.
-    **dict.fromkeys(('llm/evaluate.py', 'llm/figures.py', 'llm/journal.py', 'llm/judges.py', 'llm/main.py',
+    **dict.fromkeys(('llm/evaluate.py', 'llm/figures.py', 'llm/interop/export_hf.py',
+                     'llm/interop/import_hf.py', 'llm/journal.py', 'llm/judges.py', 'llm/main.py',
                      'llm/pairs.py', 'llm/pipeline.py', 'llm/resolve.py', 'llm/run.py', 'llm/stages'), EVERYTHING),
 }
 # Import -> the only files that may have it, on whatever floor they are.
@@ -53,7 +60,7 @@ KEEPERS = {
     'sentencepiece': {'llm/data/tokenizer.py'},
     'jinja2': {'llm/report'},
     'matplotlib': {'llm/report'},
-    'llm.main': set(),
+    'llm.main': {'llm/interop/export_hf.py', 'llm/interop/import_hf.py'},  # commands of their own
 }
 
 

@@ -1,0 +1,320 @@
+"""config.json <-> `ModelConfig`: every key is known, or refused by name.
+
+In: the keys of a config.json; or a model config, its head, and the numbers of special tokens.
+Out: `Described`: family, model config, head; or the keys of a config.json that transformers 4 and 5 both read.
+Left out: which key is which field (`families.py`), reading the file (`json_file.py`), tensors.
+
+A key that is not in the family's lists is refused, because nothing tells whether it changes the maths.
+"""
+
+import dataclasses
+import math
+from typing import Any, NamedTuple
+
+from llm.architecture import ModelConfig, RopeScaling
+from llm.door import from_dict, nearest
+from llm.errors import UserError
+from llm.interop.families import FAMILIES, FIXED, Family, IGNORED
+
+_MOST = 2**31  # of any size: a tensor with more along an axis is nobody's
+_MOST_LAYERS = 10_000
+_ACTS = {'gelu_new': 'gelu', 'gelu_pytorch_tanh': 'gelu', 'gelu': 'gelu_exact'}
+_GATED_ACTS = {'silu': 'swiglu', 'gelu_pytorch_tanh': 'geglu', 'gelu_new': 'geglu'}
+_WINDOW_KEYS = ('sliding_window', 'layer_types', 'use_sliding_window', 'max_window_layers', 'sliding_window_pattern')
+_ROPE_KEYS = ('rope_theta', 'rope_scaling', 'rope_parameters', 'rope_local_base_freq', 'partial_rotary_factor')
+_WINDOWED = {'mistral': 0, 'qwen2': 0, 'qwen3': 0, 'gemma2': 2, 'gemma3_text': 6}  # family -> global_every by default
+_ROPE_FIELDS = {'factor': 'factor', 'low_freq_factor': 'low_freq_factor', 'high_freq_factor': 'high_freq_factor',
+                'original_max_position_embeddings': 'original_positions'}
+
+
+class Described(NamedTuple):
+    """What a config.json says: a key of `FAMILIES`, the model, its head as `Transformer.head` calls it."""
+
+    model_type: str
+    model: ModelConfig
+    head: str
+
+
+def decode(config: dict[str, Any], where: str = 'config.json') -> Described:
+    """Raises UserError, one line that names `where` and the key, for whatever is unknown, ill-typed or contradictory."""
+    model_type = config.get('model_type')
+    if not isinstance(model_type, str) or model_type not in FAMILIES:
+        raise UserError(f'{where}: model_type={model_type!r} is not a family known here; known: {", ".join(FAMILIES)}')
+    family = FAMILIES[model_type]
+    if 'auto_map' in config:
+        raise UserError(f'{where}: auto_map asks for code from the model\'s folder, which is never run; use a model '
+                        f'that transformers has a class for')
+    if config.get('quantization_config') is not None:
+        raise UserError(f'{where}: quantization_config={config["quantization_config"]!r:.60} means packed weights; '
+                        f'use the unquantised model')
+    _check_keys(config, model_type, family, where)
+    head = _head(config, family, where)
+    read = {key: config.get(key, family.absent.get(key, ...)) for key in family.keys}
+    missing = [key for key, value in read.items() if value is ...]
+    if missing:
+        raise UserError(f'{where}: {missing[0]} is missing; add what the model was made with')
+    fields = {**family.ours, **{field: read[key] for key, field in family.keys.items()}}
+    _complete(fields, config, model_type, head, where)
+    for key, field in [*family.keys.items(), ('id2label', 'num_classes')]:
+        _bounded(where, key, field, fields.get(field))
+    try:
+        return Described(model_type, from_dict(ModelConfig, fields), head)
+    except UserError as error:
+        raise UserError(f'{where}: {error}') from None
+
+
+def _check_keys(config: dict[str, Any], model_type: str, family: Family, where: str) -> None:
+    fixed = {**FIXED, **family.fixed}
+    special = _WINDOW_KEYS * (model_type in _WINDOWED) + _ROPE_KEYS * (family.ours['positions'] == 'rotary')
+    special += ('attention_bias', 'mlp_bias') * (model_type == 'llama')
+    known = {*family.keys, *special, *fixed, *family.ignored, *IGNORED}
+    for key, value in config.items():
+        if key not in known:
+            raise UserError(f'{where}: {key}={value!r:.60} is not known to change nothing in {model_type}'
+                            f'{nearest(key, known) if len(key) < 60 else ""}; take it out if it is no part of the maths')
+        if key in fixed and value not in fixed[key]:
+            raise UserError(f'{where}: {key}={value!r:.60} is not what {model_type} is built for here '
+                            f'({fixed[key][0]!r}); use a model with that')
+
+
+def _head(config: dict[str, Any], family: Family, where: str) -> str:
+    """By the class in `architectures`; a model without one is the family's first, its language model."""
+    classes = config.get('architectures') or [next(iter(family.heads))]
+    if not isinstance(classes, list) or len(classes) != 1 or classes[0] not in family.heads:
+        raise UserError(f'{where}: architectures={classes!r:.80} is not one class known here; use one of '
+                        f'{", ".join(family.heads)}')
+    head = family.heads[classes[0]]
+    if head == 'scalar' and _labels(config, where) != 1:
+        raise UserError(f'{where}: {classes[0]} has {_labels(config, where)} labels; a scorer has num_labels=1')
+    return head
+
+
+def _labels(config: dict[str, Any], where: str) -> int:
+    labels = config.get('id2label')
+    if labels is not None and (not isinstance(labels, dict) or not labels):
+        raise UserError(f'{where}: id2label={labels!r:.60} is not a table of labels; give one')
+    return len(labels) if labels else config.get('num_labels', 2)
+
+
+def _complete(fields: dict[str, Any], config: dict[str, Any], model_type: str, head: str, where: str) -> None:
+    """Fields that follow from several keys, or from others; changes `fields`."""
+    gated = fields['positions'] == 'rotary'
+    acts, act = _GATED_ACTS if gated else _ACTS, fields['mlp']
+    if model_type == 'gemma' and act == 'gelu':  # the first release said so and meant the tanh form
+        act = 'gelu_pytorch_tanh'
+    if act not in acts:
+        raise UserError(f'{where}: the activation {act!r:.60} is not known; use one of {", ".join(acts)}')
+    fields['mlp'] = acts[act]
+    for field in ('model_dim', 'num_heads', 'num_layers'):
+        if type(fields[field]) is not int or fields[field] < 1:
+            raise UserError(f'{where}: {field}={fields[field]!r:.60} is not a positive whole number; mend it')
+    if fields.get('num_kv_heads') is None:
+        fields['num_kv_heads'] = fields['num_heads']
+    if fields.get('head_dim') is None:
+        fields['head_dim'], rest = divmod(fields['model_dim'], fields['num_heads'])
+        if rest:
+            raise UserError(f'{where}: a width of {fields["model_dim"]} is not a multiple of {fields["num_heads"]} '
+                            f'heads; give head_dim')
+    if fields['mlp_dim'] is None:
+        fields['mlp_dim'] = 4 * fields['model_dim']
+    for cap in ('attention_softcap', 'logits_softcap'):
+        if cap in fields and fields[cap] is None:
+            fields[cap] = 0.0
+    if fields.get('query_scale') == fields['head_dim']:
+        fields['query_scale'] = 0.0
+    if model_type.startswith('gemma'):
+        fields['embed_scale'] = math.sqrt(fields['model_dim'])
+    if model_type == 'llama' and config.get('attention_bias', False) != config.get('mlp_bias', False):
+        raise UserError(f'{where}: attention_bias={config.get("attention_bias", False)} and mlp_bias='
+                        f'{config.get("mlp_bias", False)} differ; use a model with both or none')
+    if model_type == 'llama':
+        fields['use_bias'] = config.get('attention_bias', False)
+    if head in ('classes', 'labels'):
+        fields['num_classes'] = _labels(config, where)
+    if model_type == 'roberta':
+        fields['position_offset'] = _whole(config.get('pad_token_id', 1), 'pad_token_id', where) + 1
+        fields['max_positions'] = _whole(fields['max_positions'], 'max_position_embeddings', where) - fields[
+            'position_offset']
+    if model_type == 'vit':
+        for key in ('image_size', 'patch_size'):
+            if isinstance(fields[key], list) and len(set(map(str, fields[key]))) == 1:
+                fields[key] = fields[key][0]
+            _whole(fields[key], key, where)
+        fields['max_positions'] = (fields['image_size'] // max(fields['patch_size'], 1)) ** 2 + 1
+    if model_type in _WINDOWED:
+        fields |= _window(config, model_type, fields['num_layers'], where)
+    if fields['positions'] == 'rotary':
+        fields |= _rope(config, model_type, fields, where)
+
+
+def _whole(value: Any, key: str, where: str) -> int:
+    if type(value) is not int or not 0 <= value < _MOST:
+        raise UserError(f'{where}: {key}={value!r:.60} is not a whole number from 0 to {_MOST}; mend it')
+    return value
+
+
+def _bounded(where: str, key: str, field: str, value: Any) -> None:
+    most = _MOST_LAYERS if field == 'num_layers' else _MOST
+    if isinstance(value, (int, float)) and not -most < value < most:  # NaN, too
+        raise UserError(f'{where}: {key}={value!r:.60} is beyond any model; mend it')
+    if field in ('norm_eps', 'query_scale') and isinstance(value, (int, float)) and value < 0:
+        raise UserError(f'{where}: {key}={value!r:.60} is negative; mend it')
+
+
+def _window(config: dict[str, Any], model_type: str, layers: int, where: str) -> dict[str, int]:
+    """`window` and `global_every`: the layers without a window must be every n-th one."""
+    window = config.get('sliding_window', 0 if model_type.startswith('qwen') else 4096)
+    if model_type.startswith('qwen') and not config.get('use_sliding_window', False):
+        window = 0
+    window = _whole(window or 0, 'sliding_window', where)
+    if layers > _MOST_LAYERS:
+        raise UserError(f'{where}: num_hidden_layers={layers} is beyond any model; mend it')
+    every = _whole(config.get('sliding_window_pattern') or _WINDOWED[model_type], 'sliding_window_pattern', where)
+    full = [bool(every) and layer % every == every - 1 for layer in range(layers)]
+    if model_type.startswith('qwen'):
+        first = _whole(config.get('max_window_layers', 28), 'max_window_layers', where)
+        full = [layer < first for layer in range(layers)]
+    if config.get('layer_types') is not None:
+        names = config['layer_types']
+        if (not isinstance(names, list) or len(names) != layers
+                or any(name not in ('full_attention', 'sliding_attention') for name in names)):
+            raise UserError(f'{where}: layer_types={names!r:.60} is not full_attention or sliding_attention for each '
+                            f'of {layers} layers; mend it')
+        full = [name == 'full_attention' for name in names]
+    if not window or all(full):
+        return {'window': 0, 'global_every': 0}
+    for every in range(layers + 1):
+        if full == [bool(every) and layer % every == every - 1 for layer in range(layers)]:
+            return {'window': window, 'global_every': every}
+    raise UserError(f'{where}: the layers without a window ({[n for n, whole in enumerate(full) if whole]!r:.60}) are '
+                    f'not every n-th one; use a model where they are')
+
+
+def _rope(config: dict[str, Any], model_type: str, fields: dict[str, Any], where: str) -> dict[str, Any]:
+    """Rotary fields, from transformers 4's keys or from 5's `rope_parameters`."""
+    given = config.get('rope_parameters')
+    theta = config.get('rope_theta')
+    local = config.get('rope_local_base_freq')
+    if config.get('partial_rotary_factor') not in (None, 1.0):
+        raise UserError(f'{where}: partial_rotary_factor={config["partial_rotary_factor"]!r:.60} turns a part of a '
+                        f'head, which no family here does; use a model with 1.0')
+    scaling = config.get('rope_scaling')
+    if given is not None:
+        if not isinstance(given, dict):
+            raise UserError(f'{where}: rope_parameters={given!r:.60} is not a table; mend it')
+        if 'sliding_attention' in given or 'full_attention' in given:
+            sliding, given = given.get('sliding_attention'), given.get('full_attention')
+            if not isinstance(sliding, dict) or not isinstance(given, dict) or sliding.get('rope_type') != 'default':
+                raise UserError(f'{where}: rope_parameters.sliding_attention={sliding!r:.60} is not plain rotary '
+                                f'positions; use a model where it is')
+            local = _same(local, sliding.get('rope_theta'), 'rope_local_base_freq', where)
+        theta = _same(theta, given.get('rope_theta'), 'rope_theta', where)
+        rest = {key: value for key, value in given.items() if key != 'rope_theta'}
+        scaling = _same(scaling, rest, 'rope_scaling', where)
+    default = {'gemma3_text': 1e6}.get(model_type, 1e4)
+    theta = default if theta is None else theta
+    for key, value in (('rope_theta', theta), ('rope_local_base_freq', local)):
+        if value is not None and (type(value) not in (int, float) or not 0 < value < math.inf):
+            raise UserError(f'{where}: {key}={value!r:.60} is not a positive number; mend it')
+    rope = {'rope_theta': float(theta), 'rope_scaling': _scaling(scaling, config, where)}
+    if model_type == 'gemma3_text' and fields['window']:
+        rope['rope_local_theta'] = float(1e4 if local is None else local)
+    return rope
+
+
+def _same(old: Any, new: Any, key: str, where: str) -> Any:
+    if old is not None and new is not None and old != new:
+        raise UserError(f'{where}: {key}={old!r:.60} contradicts rope_parameters, which say {new!r:.60}; keep one')
+    return old if new is None else new
+
+
+def _scaling(scaling: Any, config: dict[str, Any], where: str) -> dict[str, Any] | None:
+    if scaling is None:
+        return None
+    kind = scaling.get('rope_type', scaling.get('type')) if isinstance(scaling, dict) else None
+    if kind == 'default' and len(scaling) == 1:
+        return None
+    allowed = {'linear': ('factor',), 'llama3': tuple(_ROPE_FIELDS)}.get(kind)
+    if allowed is None:
+        raise UserError(f'{where}: rope_scaling={scaling!r:.80} is not known; use a model with default, linear or llama3')
+    unknown = sorted(scaling.keys() - {*allowed, 'rope_type', 'type'})
+    if unknown:
+        raise UserError(f'{where}: rope_scaling.{unknown[0]}={scaling[unknown[0]]!r:.60} is not known for {kind}; use a '
+                        f'model without it')
+    whole = {'original_max_position_embeddings': config.get('max_position_embeddings'), **scaling}
+    for key in allowed:
+        if type(whole.get(key)) not in (int, float) or not 0 < whole[key] < math.inf:
+            raise UserError(f'{where}: rope_scaling.{key}={whole.get(key)!r:.60} is not a positive number; mend it')
+    return {'kind': kind, **{_ROPE_FIELDS[key]: whole[key] for key in allowed}}
+
+
+def family_of(model: ModelConfig, head: str) -> str:
+    """The first `model_type` whose files can say this model with this head."""
+    for model_type in FAMILIES:
+        if says(model, model_type, head):
+            return model_type
+    raise UserError(f'this model with the head {head!r} is of no family that transformers has a class for, because no '
+                    f'config.json can say all of {model.stored()!r:.400}; train one of {", ".join(FAMILIES)}')
+
+
+def says(model: ModelConfig, model_type: str, head: str) -> bool:
+    """Whether a config.json of that type is read as the same model again."""
+    if head not in FAMILIES[model_type].heads.values():
+        return False
+    try:
+        again = decode(encode(model, model_type, head)).model
+    except (UserError, KeyError):
+        return False
+    return dataclasses.replace(again, num_classes=0) == dataclasses.replace(model, num_classes=0)
+
+
+def encode(model: ModelConfig, model_type: str, head: str, *, special_ids: dict[str, int | None] | None = None,
+           dtype: str = 'float32') -> dict[str, Any]:
+    """The keys of a config.json; `special_ids` has pad, bos, eos. KeyError where the family has no such activation."""
+    family = FAMILIES[model_type]
+    acts = _GATED_ACTS if family.ours['positions'] == 'rotary' else _ACTS
+    named = {ours: theirs for theirs, ours in reversed(acts.items())}
+    special = {'mlp': lambda: named[model.mlp], 'query_scale': lambda: model.query_scale or model.head_dim,
+               'attention_softcap': lambda: model.attention_softcap or None,
+               'logits_softcap': lambda: model.logits_softcap or None,
+               'max_positions': lambda: model.max_positions + model.position_offset}
+    config = {'architectures': [next(name for name, has in family.heads.items() if has == head)],
+              'model_type': model_type, 'dtype': dtype,
+              **{key: special[field]() if field in special else getattr(model, field)
+                 for key, field in family.keys.items()},
+              **{key: values[0] for key, values in family.fixed.items() if values[0] is not None},
+              **{f'{name}_token_id': index for name, index in (special_ids or {}).items()}}
+    if model_type == 'llama':
+        config |= {'attention_bias': model.use_bias, 'mlp_bias': model.use_bias}
+    if model_type == 'roberta':
+        config['pad_token_id'] = model.position_offset - 1
+    if head in ('classes', 'labels', 'scalar'):
+        count = 1 if head == 'scalar' else model.num_classes
+        config['id2label'] = {str(label): f'LABEL_{label}' for label in range(count)}
+        config['label2id'] = {f'LABEL_{label}': label for label in range(count)}
+    if model_type in _WINDOWED:
+        config |= _window_keys(model, model_type)
+    if model.positions == 'rotary':
+        config['rope_theta'] = model.rope_theta
+        if model.rope_local_theta:
+            config['rope_local_base_freq'] = model.rope_local_theta
+        if model.rope_scaling is not None:
+            config['rope_scaling'] = _scaling_keys(model.rope_scaling)
+    return config
+
+
+def _window_keys(model: ModelConfig, model_type: str) -> dict[str, Any]:
+    full = [not model.window or bool(model.global_every) and layer % model.global_every == model.global_every - 1
+            for layer in range(model.num_layers)]
+    types = ['full_attention' if whole else 'sliding_attention' for whole in full]
+    if model_type == 'mistral':  # it has no kinds of layers
+        return {'sliding_window': model.window or None}
+    keys = {'sliding_window': model.window or None, 'layer_types': types}
+    if model_type.startswith('qwen'):
+        keys |= {'use_sliding_window': model.window > 0, 'max_window_layers': 0 if model.window else model.num_layers}
+    return keys
+
+
+def _scaling_keys(scaling: RopeScaling) -> dict[str, Any]:
+    allowed = ('factor',) if scaling.kind == 'linear' else tuple(_ROPE_FIELDS)
+    return {'rope_type': scaling.kind, **{key: getattr(scaling, _ROPE_FIELDS[key]) for key in allowed}}
