@@ -73,7 +73,7 @@ class ModelConfig:
     global_every: int = 0  # layers n - 1, 2n - 1, ... have no window; 0: all have it
     rope_local_theta: float = 0.0  # of layers with a window, where rope_scaling then does not hold; 0: rope_theta
     rope_scaling: RopeScaling | None = None
-    token_types: int = 0
+    token_types: int = 0  # rows of their table
     position_offset: int = 0  # the row of the position table that position 0 has; max_positions rows follow
     embed_norm: bool = False  # a norm of the embeddings' sum
     image_size: int = 0  # pixels, both ways; vision
@@ -111,6 +111,7 @@ class ModelConfig:
         """Whether a key fits the others, the key, and what it asks for."""
         yield (self.positions == 'relative') == (self.kind == 'two_stream'), 'positions', \
             'relative positions and the kind two_stream need each other'
+        yield not self.token_types or self.kind in ('decoder', 'encoder'), 'token_types', 'it has no table of them; use 0'
         yield not self.window or self.kind == 'decoder', 'window', 'only a decoder has one; use 0'
         yield not self.global_every or self.window > 0, 'global_every', 'it needs a model.window'
         yield not self.rope_local_theta or self.window > 0, 'rope_local_theta', 'it needs a model.window'

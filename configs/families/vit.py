@@ -62,5 +62,5 @@ def _vit(*, model_dim: int, num_heads: int, num_layers: int, image_size: int = 2
     return base.model(
         vocab_size=0, model_dim=model_dim, num_layers=num_layers, num_heads=num_heads, num_kv_heads=num_heads,
         head_dim=model_dim // num_heads, mlp_dim=4 * model_dim, max_positions=(image_size // patch_size) ** 2 + 1,
-        positions='learned', norm='layernorm', norm_eps=1e-12, mlp='gelu_exact', use_bias=True, tie_embeddings=False,
+        positions='learned', norm='layernorm', norm_eps=1e-12, mlp='gelu_exact', use_bias=True, tie_embeddings=True,
         kind='vision', image_size=image_size, patch_size=patch_size, image_channels=3, num_classes=1000)

@@ -14,9 +14,9 @@ def xlnet_large() -> ConfigDict:
 
 
 def _xlnet(num_layers: int, model_dim: int) -> ConfigDict:
-    """Relative positions have no last one; 512 is the length that it was trained on."""
+    """Relative positions have no last one: 512 is the length that it was trained on. Token types have no table."""
     heads = model_dim // 64
     return base.model(
         vocab_size=32_000, model_dim=model_dim, num_layers=num_layers, num_heads=heads, num_kv_heads=heads, head_dim=64,
         mlp_dim=4 * model_dim, max_positions=512, positions='relative', norm='layernorm', norm_eps=1e-12,
-        mlp='gelu_exact', use_bias=True, tie_embeddings=True, kind='two_stream', norm_first=False, token_types=2)
+        mlp='gelu_exact', use_bias=True, tie_embeddings=True, kind='two_stream', norm_first=False)

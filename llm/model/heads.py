@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from llm.architecture import ModelConfig
 from llm.config import ExecConfig
-from llm.model.layers import Einsum, Norm, activate
+from llm.model.layers import Einsum, Norm, activate, logits_bias
 
 # Heads by the kinds of model that have them. 'none' is the trunk alone.
 HEADS = {'decoder': ('token', 'scalar', 'none', 'labels', 'span'),
@@ -50,9 +50,3 @@ class MaskedHead(nn.Module):
 
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
         return self.norm(activate(self.dense(x_BTD), self.config.mlp))
-
-
-def logits_bias(module: nn.Module) -> jax.Array:
-    """The parameter `bias` [V] of a head over the vocabulary."""
-    return module.param('bias', nn.with_logical_partitioning(nn.initializers.zeros, ('vocab',)),
-                        (module.config.vocab_size,))

@@ -167,13 +167,23 @@ def position_table(module: nn.Module) -> jax.Array:
 
 
 class TokenHead(nn.Module):
-    """The output table of a model whose embeddings are not tied."""
+    """The output table of a model whose embeddings are not tied, and the bias of its logits where it has one."""
 
     config: ModelConfig
+    use_bias: bool = False
 
     def setup(self):
-        self.w = self.param('w', boxed_normal(INIT_STDDEV, ('vocab', 'embed')),
-                            (self.config.vocab_size, self.config.model_dim))
+        if not self.config.tie_embeddings:
+            self.w = self.param('w', boxed_normal(INIT_STDDEV, ('vocab', 'embed')),
+                                (self.config.vocab_size, self.config.model_dim))
+        if self.use_bias:
+            self.bias = logits_bias(self)
+
+
+def logits_bias(module: nn.Module) -> jax.Array:
+    """The parameter `bias` [V] of a head over the vocabulary."""
+    return module.param('bias', nn.with_logical_partitioning(nn.initializers.zeros, ('vocab',)),
+                        (module.config.vocab_size,))
 
 
 def softcap(x: jax.Array, cap: float) -> jax.Array:
