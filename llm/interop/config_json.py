@@ -11,20 +11,15 @@ import dataclasses
 import math
 from typing import Any, NamedTuple
 
-from llm.architecture import ModelConfig, RopeScaling
+from llm.architecture import ModelConfig
 from llm.door import from_dict, nearest
 from llm.errors import UserError
-from llm.interop.families import FAMILIES, FIXED, Family, IGNORED
+from llm.interop import layers_json
+from llm.interop.families import FAMILIES, FIXED, IGNORED
+from llm.interop.family import Family
 
-_MOST = 2**31  # of any size: a tensor with more along an axis is nobody's
-_MOST_LAYERS = 10_000
 _ACTS = {'gelu_new': 'gelu', 'gelu_pytorch_tanh': 'gelu', 'gelu': 'gelu_exact'}
 _GATED_ACTS = {'silu': 'swiglu', 'gelu_pytorch_tanh': 'geglu', 'gelu_new': 'geglu'}
-_WINDOW_KEYS = ('sliding_window', 'layer_types', 'use_sliding_window', 'max_window_layers', 'sliding_window_pattern')
-_ROPE_KEYS = ('rope_theta', 'rope_scaling', 'rope_parameters', 'rope_local_base_freq', 'partial_rotary_factor')
-_WINDOWED = {'mistral': 0, 'qwen2': 0, 'qwen3': 0, 'gemma2': 2, 'gemma3_text': 6}  # family -> global_every by default
-_ROPE_FIELDS = {'factor': 'factor', 'low_freq_factor': 'low_freq_factor', 'high_freq_factor': 'high_freq_factor',
-                'original_max_position_embeddings': 'original_positions'}
 
 
 class Described(NamedTuple):
@@ -36,7 +31,7 @@ class Described(NamedTuple):
 
 
 def decode(config: dict[str, Any], where: str = 'config.json') -> Described:
-    """Raises UserError, one line that names `where` and the key, for whatever is unknown, ill-typed or contradictory."""
+    """Raises UserError, one line with `where` and the key, for whatever is unknown, ill-typed or contradictory."""
     model_type = config.get('model_type')
     if not isinstance(model_type, str) or model_type not in FAMILIES:
         raise UserError(f'{where}: model_type={model_type!r} is not a family known here; known: {", ".join(FAMILIES)}')
@@ -65,13 +60,15 @@ def decode(config: dict[str, Any], where: str = 'config.json') -> Described:
 
 def _check_keys(config: dict[str, Any], model_type: str, family: Family, where: str) -> None:
     fixed = {**FIXED, **family.fixed}
-    special = _WINDOW_KEYS * (model_type in _WINDOWED) + _ROPE_KEYS * (family.ours['positions'] == 'rotary')
+    special = layers_json.WINDOW_KEYS * (model_type in layers_json.WINDOWED)
+    special += layers_json.ROPE_KEYS * (family.ours['positions'] == 'rotary')
     special += ('attention_bias', 'mlp_bias') * (model_type == 'llama')
     known = {*family.keys, *special, *fixed, *family.ignored, *IGNORED}
     for key, value in config.items():
         if key not in known:
-            raise UserError(f'{where}: {key}={value!r:.60} is not known to change nothing in {model_type}'
-                            f'{nearest(key, known) if len(key) < 60 else ""}; take it out if it is no part of the maths')
+            close = nearest(key, known) if len(key) < 60 else ''
+            raise UserError(f'{where}: {key[:60]}={value!r:.60} is not known to change nothing in {model_type}'
+                            f'{close if "mean" in close else ""}; take it out if it is no part of the maths')
         if key in fixed and value not in fixed[key]:
             raise UserError(f'{where}: {key}={value!r:.60} is not what {model_type} is built for here '
                             f'({fixed[key][0]!r}); use a model with that')
@@ -132,120 +129,27 @@ def _complete(fields: dict[str, Any], config: dict[str, Any], model_type: str, h
     if head in ('classes', 'labels'):
         fields['num_classes'] = _labels(config, where)
     if model_type == 'roberta':
-        fields['position_offset'] = _whole(config.get('pad_token_id', 1), 'pad_token_id', where) + 1
-        fields['max_positions'] = _whole(fields['max_positions'], 'max_position_embeddings', where) - fields[
-            'position_offset']
+        offset = layers_json.whole_number(config.get('pad_token_id', 1), 'pad_token_id', where) + 1
+        rows = layers_json.whole_number(fields['max_positions'], 'max_position_embeddings', where)
+        fields |= {'position_offset': offset, 'max_positions': rows - offset}
     if model_type == 'vit':
         for key in ('image_size', 'patch_size'):
             if isinstance(fields[key], list) and len(set(map(str, fields[key]))) == 1:
                 fields[key] = fields[key][0]
-            _whole(fields[key], key, where)
+            layers_json.whole_number(fields[key], key, where)
         fields['max_positions'] = (fields['image_size'] // max(fields['patch_size'], 1)) ** 2 + 1
-    if model_type in _WINDOWED:
-        fields |= _window(config, model_type, fields['num_layers'], where)
+    if model_type in layers_json.WINDOWED:
+        fields |= layers_json.window(config, model_type, fields['num_layers'], where)
     if fields['positions'] == 'rotary':
-        fields |= _rope(config, model_type, fields, where)
-
-
-def _whole(value: Any, key: str, where: str) -> int:
-    if type(value) is not int or not 0 <= value < _MOST:
-        raise UserError(f'{where}: {key}={value!r:.60} is not a whole number from 0 to {_MOST}; mend it')
-    return value
+        fields |= layers_json.rotary(config, model_type, fields, where)
 
 
 def _bounded(where: str, key: str, field: str, value: Any) -> None:
-    most = _MOST_LAYERS if field == 'num_layers' else _MOST
+    most = layers_json.MOST_LAYERS if field == 'num_layers' else layers_json.MOST
     if isinstance(value, (int, float)) and not -most < value < most:  # NaN, too
         raise UserError(f'{where}: {key}={value!r:.60} is beyond any model; mend it')
     if field in ('norm_eps', 'query_scale') and isinstance(value, (int, float)) and value < 0:
         raise UserError(f'{where}: {key}={value!r:.60} is negative; mend it')
-
-
-def _window(config: dict[str, Any], model_type: str, layers: int, where: str) -> dict[str, int]:
-    """`window` and `global_every`: the layers without a window must be every n-th one."""
-    window = config.get('sliding_window', 0 if model_type.startswith('qwen') else 4096)
-    if model_type.startswith('qwen') and not config.get('use_sliding_window', False):
-        window = 0
-    window = _whole(window or 0, 'sliding_window', where)
-    if layers > _MOST_LAYERS:
-        raise UserError(f'{where}: num_hidden_layers={layers} is beyond any model; mend it')
-    every = _whole(config.get('sliding_window_pattern') or _WINDOWED[model_type], 'sliding_window_pattern', where)
-    full = [bool(every) and layer % every == every - 1 for layer in range(layers)]
-    if model_type.startswith('qwen'):
-        first = _whole(config.get('max_window_layers', 28), 'max_window_layers', where)
-        full = [layer < first for layer in range(layers)]
-    if config.get('layer_types') is not None:
-        names = config['layer_types']
-        if (not isinstance(names, list) or len(names) != layers
-                or any(name not in ('full_attention', 'sliding_attention') for name in names)):
-            raise UserError(f'{where}: layer_types={names!r:.60} is not full_attention or sliding_attention for each '
-                            f'of {layers} layers; mend it')
-        full = [name == 'full_attention' for name in names]
-    if not window or all(full):
-        return {'window': 0, 'global_every': 0}
-    for every in range(layers + 1):
-        if full == [bool(every) and layer % every == every - 1 for layer in range(layers)]:
-            return {'window': window, 'global_every': every}
-    raise UserError(f'{where}: the layers without a window ({[n for n, whole in enumerate(full) if whole]!r:.60}) are '
-                    f'not every n-th one; use a model where they are')
-
-
-def _rope(config: dict[str, Any], model_type: str, fields: dict[str, Any], where: str) -> dict[str, Any]:
-    """Rotary fields, from transformers 4's keys or from 5's `rope_parameters`."""
-    given = config.get('rope_parameters')
-    theta = config.get('rope_theta')
-    local = config.get('rope_local_base_freq')
-    if config.get('partial_rotary_factor') not in (None, 1.0):
-        raise UserError(f'{where}: partial_rotary_factor={config["partial_rotary_factor"]!r:.60} turns a part of a '
-                        f'head, which no family here does; use a model with 1.0')
-    scaling = config.get('rope_scaling')
-    if given is not None:
-        if not isinstance(given, dict):
-            raise UserError(f'{where}: rope_parameters={given!r:.60} is not a table; mend it')
-        if 'sliding_attention' in given or 'full_attention' in given:
-            sliding, given = given.get('sliding_attention'), given.get('full_attention')
-            if not isinstance(sliding, dict) or not isinstance(given, dict) or sliding.get('rope_type') != 'default':
-                raise UserError(f'{where}: rope_parameters.sliding_attention={sliding!r:.60} is not plain rotary '
-                                f'positions; use a model where it is')
-            local = _same(local, sliding.get('rope_theta'), 'rope_local_base_freq', where)
-        theta = _same(theta, given.get('rope_theta'), 'rope_theta', where)
-        rest = {key: value for key, value in given.items() if key != 'rope_theta'}
-        scaling = _same(scaling, rest, 'rope_scaling', where)
-    default = {'gemma3_text': 1e6}.get(model_type, 1e4)
-    theta = default if theta is None else theta
-    for key, value in (('rope_theta', theta), ('rope_local_base_freq', local)):
-        if value is not None and (type(value) not in (int, float) or not 0 < value < math.inf):
-            raise UserError(f'{where}: {key}={value!r:.60} is not a positive number; mend it')
-    rope = {'rope_theta': float(theta), 'rope_scaling': _scaling(scaling, config, where)}
-    if model_type == 'gemma3_text' and fields['window']:
-        rope['rope_local_theta'] = float(1e4 if local is None else local)
-    return rope
-
-
-def _same(old: Any, new: Any, key: str, where: str) -> Any:
-    if old is not None and new is not None and old != new:
-        raise UserError(f'{where}: {key}={old!r:.60} contradicts rope_parameters, which say {new!r:.60}; keep one')
-    return old if new is None else new
-
-
-def _scaling(scaling: Any, config: dict[str, Any], where: str) -> dict[str, Any] | None:
-    if scaling is None:
-        return None
-    kind = scaling.get('rope_type', scaling.get('type')) if isinstance(scaling, dict) else None
-    if kind == 'default' and len(scaling) == 1:
-        return None
-    allowed = {'linear': ('factor',), 'llama3': tuple(_ROPE_FIELDS)}.get(kind)
-    if allowed is None:
-        raise UserError(f'{where}: rope_scaling={scaling!r:.80} is not known; use a model with default, linear or llama3')
-    unknown = sorted(scaling.keys() - {*allowed, 'rope_type', 'type'})
-    if unknown:
-        raise UserError(f'{where}: rope_scaling.{unknown[0]}={scaling[unknown[0]]!r:.60} is not known for {kind}; use a '
-                        f'model without it')
-    whole = {'original_max_position_embeddings': config.get('max_position_embeddings'), **scaling}
-    for key in allowed:
-        if type(whole.get(key)) not in (int, float) or not 0 < whole[key] < math.inf:
-            raise UserError(f'{where}: rope_scaling.{key}={whole.get(key)!r:.60} is not a positive number; mend it')
-    return {'kind': kind, **{_ROPE_FIELDS[key]: whole[key] for key in allowed}}
 
 
 def family_of(model: ModelConfig, head: str) -> str:
@@ -292,29 +196,12 @@ def encode(model: ModelConfig, model_type: str, head: str, *, special_ids: dict[
         count = 1 if head == 'scalar' else model.num_classes
         config['id2label'] = {str(label): f'LABEL_{label}' for label in range(count)}
         config['label2id'] = {f'LABEL_{label}': label for label in range(count)}
-    if model_type in _WINDOWED:
-        config |= _window_keys(model, model_type)
+    if model_type in layers_json.WINDOWED:
+        config |= layers_json.window_keys(model, model_type)
     if model.positions == 'rotary':
         config['rope_theta'] = model.rope_theta
         if model.rope_local_theta:
             config['rope_local_base_freq'] = model.rope_local_theta
         if model.rope_scaling is not None:
-            config['rope_scaling'] = _scaling_keys(model.rope_scaling)
+            config['rope_scaling'] = layers_json.scaling_keys(model.rope_scaling)
     return config
-
-
-def _window_keys(model: ModelConfig, model_type: str) -> dict[str, Any]:
-    full = [not model.window or bool(model.global_every) and layer % model.global_every == model.global_every - 1
-            for layer in range(model.num_layers)]
-    types = ['full_attention' if whole else 'sliding_attention' for whole in full]
-    if model_type == 'mistral':  # it has no kinds of layers
-        return {'sliding_window': model.window or None}
-    keys = {'sliding_window': model.window or None, 'layer_types': types}
-    if model_type.startswith('qwen'):
-        keys |= {'use_sliding_window': model.window > 0, 'max_window_layers': 0 if model.window else model.num_layers}
-    return keys
-
-
-def _scaling_keys(scaling: RopeScaling) -> dict[str, Any]:
-    allowed = ('factor',) if scaling.kind == 'linear' else tuple(_ROPE_FIELDS)
-    return {'rope_type': scaling.kind, **{key: getattr(scaling, _ROPE_FIELDS[key]) for key in allowed}}

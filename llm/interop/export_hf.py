@@ -8,7 +8,6 @@ Left out: buckets, several processes: the weights are gathered tensor by tensor 
 
 import argparse
 from collections.abc import Callable, Iterator
-import dataclasses
 import json
 import math
 import os
@@ -25,11 +24,14 @@ from llm import metrics
 from llm.architecture import ModelConfig
 from llm.checkpoint import load_params
 from llm.config import ExecConfig, MeshConfig
-from llm.data.tokenizer import Tokenizer
+from llm.data import foreign
+from llm.data.tokenizer import FOREIGN
 from llm.door import from_dict
 from llm.errors import UserError
+from llm.fingerprint import flatten
 from llm.interop import config_json, layout, plan as planning, safetensors
-from llm.interop.families import FAMILIES, Family, Tensor
+from llm.interop.families import FAMILIES
+from llm.interop.family import Family, Tensor
 from llm.interop.targets import nested, targets
 from llm.main import guarded
 from llm.manifest import lineage, Manifest, parse_reference
@@ -64,20 +66,19 @@ def export(reference: str, to: str, *, max_shard_gib: float = 5.0, dtype: str = 
     model = from_dict(ModelConfig, manifest.model, 'manifest.model.')
     head = manifest.heads[0]
     model_type = _model_type(folder, manifest, model, head)
-    tokenizer = Tokenizer.from_folder(folder) if manifest.tokenizer else None
+    files = _tokenizer_files(folder) if manifest.tokenizer else {}
     leaves = _load(folder, manifest, model, head)
     partial = target.parent / f'{target.name}.partial'
     partial.mkdir(parents=True, exist_ok=True)
-    special = {name: manifest.tokenizer['special_ids'][name] for name in ('pad', 'bos', 'eos')} if tokenizer else {}
+    special = {name: manifest.tokenizer['special_ids'][name] for name in ('pad', 'bos', 'eos')} if files else {}
     keys = config_json.encode(model, model_type, head, special_ids=special, dtype=dtype)
     if manifest.reward:
         keys['quartet_reward'] = {name: float(manifest.reward[name]) for name in ('mean', 'deviation')}
     _write_json(partial / 'config.json', keys)
     if head == 'token' and special:
         _write_json(partial / 'generation_config.json', {f'{name}_token_id': index for name, index in special.items()})
-    if tokenizer:
-        for name, content in tokenizer.export_files().items():
-            (partial / name).write_bytes(content)
+    for name, content in files.items():
+        (partial / name).write_bytes(content)
     tensors = _tensors(FAMILIES[model_type], head, leaves)
     count = _write_shards(partial, tensors, leaves, int(max_shard_gib * 2**30), dtype)
     if target.exists():
@@ -92,6 +93,13 @@ def _find(reference: str) -> tuple[epath.Path, Manifest]:
     folder = epath.Path(os.path.abspath(path) if '://' not in path else path)
     step = chosen_step(folder, f'RUN={reference}') if step is None else step
     return folder, read_manifest(folder / 'checkpoints', step)
+
+
+def _tokenizer_files(folder: epath.Path) -> dict[str, bytes]:
+    """Of a foreign tokenizer its own files; of ours the SentencePiece model."""
+    if (folder / FOREIGN).is_dir():
+        return foreign.load(folder / FOREIGN)
+    return {'tokenizer.model': (folder / 'tokenizer.model').read_bytes()}
 
 
 def _model_type(folder: epath.Path, manifest: Manifest, model: ModelConfig, head: str) -> str:
@@ -111,18 +119,7 @@ def _load(folder: epath.Path, manifest: Manifest, model: ModelConfig, head: str)
     inside = 'policy/' if any(path.startswith('policy/') for path in saved) else ''
     tree = load_params(folder / 'checkpoints', manifest.step,
                        nested({inside + path: shape for path, shape in shapes.items()}))[0]
-    for name in inside.strip('/').split():
-        tree = tree[name]
-    return dict(zip(shapes, jax.tree.leaves(_like(tree, shapes))))
-
-
-def _like(tree: dict[str, Any], shapes: dict[str, Any]) -> list[Any]:
-    def at(path: str) -> Any:
-        node = tree
-        for name in path.split('/'):
-            node = node[name]
-        return node
-    return [at(path) for path in shapes]
+    return {path.removeprefix(inside): leaf for path, leaf in flatten(tree).items()}
 
 
 def _mesh(model: ModelConfig, head: str, exec_config: ExecConfig) -> jax.sharding.Mesh:

@@ -5,7 +5,7 @@ Left out: other architectures; the arithmetic of quantised blocks, which is the 
 the whole file and believes its counts.
 
 Format: magic, version, two counts; metadata (name, type, value); for each tensor its name, sizes (the fastest first),
-type and offset; then, aligned, the numbers. Query and key rows are permuted (`families.GGUF_LLAMA`).
+type and offset; then, aligned, the numbers. Query and key rows are permuted (`decoders.GGUF_LLAMA`).
 """
 
 import dataclasses
@@ -124,7 +124,7 @@ def open_file(path: pathlib.Path) -> Contents:
     with path.open('rb') as file:
         reader = _Reader(path, file, size)
         if reader.take(4) != b'GGUF':
-            raise UserError(f'{path} is no GGUF file: it does not begin with GGUF; name one, or a folder of safetensors')
+            raise UserError(f'{path} does not begin with GGUF; name a GGUF file, or a folder of safetensors')
         version = reader.number('I')
         if version != 3:
             raise UserError(f'{path} is GGUF version {version}, and little-endian version 3 is read here; convert it')
@@ -171,8 +171,8 @@ def _place(path: pathlib.Path, described: list, begin: int, alignment: int, size
         tensors[name] = Packed(path, kind, shape, start, stop)
     for (_, before), (name, after) in itertools.pairwise(sorted(tensors.items(), key=lambda item: item[1].start)):
         if after.start < before.stop:
-            raise UserError(f'{path}: {name!r:.60} begins at byte {after.start} and overlaps the one before, which ends '
-                            f'at {before.stop}; fetch it again')
+            raise UserError(f'{path}: {name!r:.60} begins at byte {after.start} and overlaps the one before, which '
+                            f'ends at {before.stop}; fetch it again')
     return tensors
 
 
@@ -180,14 +180,14 @@ def config_keys(contents: Contents, where: str) -> dict[str, Any]:
     """What a config.json would say of the model; `config_json.decode` checks it further."""
     metadata = contents.metadata
     if metadata.get('general.architecture') != 'llama':
-        raise UserError(f'{where}: general.architecture={metadata.get("general.architecture")!r:.60} is not llama; use '
-                        f'the safetensors of that model')
+        raise UserError(f'{where}: general.architecture={metadata.get("general.architecture")!r:.60} is not llama; '
+                        f'use the safetensors of that model')
     said = {key.removeprefix('llama.'): _plain(value) for key, value in metadata.items() if key.startswith('llama.')}
     for key, value in said.items():
         if key not in (*_KEYS, *_SAME_AS_HEAD):
-            raise UserError(f'{where}: llama.{key}={value!r:.60} is not known to change nothing; use the safetensors of '
-                            f'that model')
-    config = {'model_type': 'llama', 'tie_word_embeddings': 'output.weight' not in contents.tensors,
+            raise UserError(f'{where}: llama.{key}={value!r:.60} is not known to change nothing; use the safetensors '
+                            f'of that model')
+    config = {'model_type': 'llama', 'hidden_act': 'silu', 'tie_word_embeddings': 'output.weight' not in contents.tensors,
               **{theirs: said[key] for key, theirs in _KEYS.items() if key in said}}
     if 'vocab_size' not in config and 'token_embd.weight' in contents.tensors:
         config['vocab_size'] = contents.tensors['token_embd.weight'].shape[0]

@@ -30,7 +30,9 @@ from llm.data.tokenizer import FOREIGN, Tokenizer
 from llm.errors import UserError
 from llm.identity import digest
 from llm.interop import config_json, gguf, json_file, plan as planning, safetensors, stream
-from llm.interop.families import FAMILIES, Family, GGUF_LLAMA
+from llm.interop.decoders import GGUF_LLAMA
+from llm.interop.families import FAMILIES
+from llm.interop.family import Family
 from llm.interop.targets import nested, targets
 from llm.main import guarded
 from llm.manifest import Manifest, sealed_steps
@@ -114,8 +116,9 @@ def run_config(model: ModelConfig, mesh: tuple[int, int, int]) -> StageConfig:
     return stage_config(config)
 
 
-def import_model(source: str, workdir: str, *, mesh: tuple[int, int, int] = (1, -1, 1), chat_template: str | None = None,
-                 say: Callable[[str], None], progress: Callable[[str, int, int], None]) -> epath.Path:
+def import_model(source: str, workdir: str, *, mesh: tuple[int, int, int] = (1, -1, 1),
+                 chat_template: str | None = None, say: Callable[[str], None],
+                 progress: Callable[[str, int, int], None]) -> epath.Path:
     """Imports, unless the same files were imported before; returns the run's folder."""
     began = time.monotonic()
     opened = open_source(source)

@@ -15,7 +15,7 @@ import numpy as np
 
 from llm.errors import UserError
 from llm.interop import layout
-from llm.interop.families import Family, Tensor
+from llm.interop.family import Family, Tensor
 from llm.interop.safetensors import FLOATS
 
 PIECE_BYTES = 128 * 2**20  # of float32 that are on the host at once, beside the block that is read and its reordering

@@ -65,7 +65,9 @@ class Stored:
 
 
 def _float32(block: np.ndarray, dtype: str) -> np.ndarray:
-    return (block.astype(np.uint32) << 16).view(np.float32) if dtype == 'BF16' else block.astype(np.float32, copy=False)
+    if dtype == 'BF16':
+        return (block.astype(np.uint32) << 16).view(np.float32)
+    return block.astype(np.float32, copy=False)
 
 
 def refuse_pickle(path: pathlib.Path) -> None:
@@ -110,7 +112,8 @@ def _open_shards(folder: pathlib.Path) -> dict[str, Stored]:
         tensors |= shard
     lost = sorted(places.keys() - tensors.keys())
     if lost:
-        raise UserError(f'{folder / places[lost[0]]}: {lost[0]!r:.60} is not in it, against the index; fetch both again')
+        raise UserError(f'{folder / places[lost[0]]}: {lost[0]!r:.60} is not in it, and the index says so; fetch both '
+                        f'again')
     return tensors
 
 

@@ -73,7 +73,8 @@ def _pieces(leaf: Leaf, tensors: Mapping[str, Source], index: _Index) -> Iterato
         pattern, tensor = part.row.layout, tensors[part.name]
         axis = layout.slow_axis(pattern, rank)
         sizes = [cut.stop - cut.start for cut in inner]
-        step = max(1, planning.PIECE_BYTES // max(1, math.prod(sizes) // max(1, sizes[axis]) * leaf.target.dtype.itemsize))
+        row_bytes = math.prod(sizes) // sizes[axis] * leaf.target.dtype.itemsize
+        step = max(1, planning.PIECE_BYTES // row_bytes)
         for begin in range(inner[axis].start, inner[axis].stop, step):
             cut = (*inner[:axis], slice(begin, min(begin + step, inner[axis].stop)), *inner[axis + 1:])
             box = layout.region(pattern, leaf.part_shape, cut, part.row.part, part.row.of)

@@ -8,7 +8,6 @@ from collections.abc import Callable
 import dataclasses
 from typing import Any
 
-from flax import linen as nn
 import jax
 from jax.sharding import Mesh
 import numpy as np
@@ -19,6 +18,7 @@ from llm.config import ExecConfig
 from llm.fingerprint import flatten
 from llm.model.attention import MaskSpec
 from llm.model.transformer import Transformer
+from llm.model.xlnet import XLNet
 from llm.sharding import AxisRules
 
 
@@ -35,7 +35,10 @@ def _initializer(model: ModelConfig, head: str, exec_config: ExecConfig) -> Call
     mask = MaskSpec(causal=model.kind == 'decoder')
     if model.kind == 'vision':
         inputs = np.zeros((1, model.image_size, model.image_size, model.image_channels), np.float32)
-    module: nn.Module = Transformer(model, exec_config, head=head)
+    if model.kind == 'two_stream':  # all that it may be given: what is not read has no parameters
+        two_streams = XLNet(model, exec_config, head=head)
+        return lambda key: two_streams.init(key, inputs, mask, types_BT=inputs, targets_BP=positions_BT)['params']
+    module = Transformer(model, exec_config, head=head)
     return lambda key: module.init(key, inputs, positions_BT, mask)['params']
 
 

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from llm.interop import layout
-from llm.interop.families import FAMILIES, GGUF_LLAMA
+from llm.interop.decoders import GGUF_LLAMA
+from llm.interop.families import FAMILIES
 
 # Every pattern in use, with the rank of our leaf; each axis of our leaf is drawn, H even.
 PATTERNS = sorted({(tensor.layout, tensor.of) for family in (*FAMILIES.values(), GGUF_LLAMA)
