@@ -51,16 +51,22 @@ class Checkpoints:
       folder: holds the steps and their manifests; a bucket's address will do.
       keep: how many of the newest sealed steps stay, beside the best; 2 or more.
       say: gets one line for every save or step that is refused.
+      host_gb: of `params` on the host at a time on their way to disk, in 1e9 bytes; 0: all of them. Else they must not
+        be donated before `wait`.
     """
 
-    def __init__(self, folder: epath.PathLike, *, keep: int, say: Callable[[str], None] = print):
+    def __init__(self, folder: epath.PathLike, *, keep: int, say: Callable[[str], None] = print, host_gb: int = 0):
         assert keep >= 2, 'with one step there is nothing to fall back to'
         self._folder = _absolute(folder)
         self._keep = keep
         self._say = say
         self._stack = contextlib.ExitStack()
         self._stack.enter_context(_quiet())
-        self._orbax = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler())
+        handlers = ocp.handlers.DefaultCheckpointHandlerRegistry() if host_gb else None
+        if handlers:
+            handlers.add('params', ocp.args.PyTreeSave, ocp.PyTreeCheckpointHandler(
+                save_device_host_concurrent_gb=host_gb, is_prioritized_key_fn=lambda path: False))
+        self._orbax = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler(handler_registry=handlers))
         self._stack.callback(self._orbax.close)
         self._sealer = self._stack.enter_context(ThreadPoolExecutor(1, 'seal'))
         self._pending: Future | None = None

@@ -24,8 +24,8 @@ from llm import metrics
 from llm.architecture import ModelConfig
 from llm.checkpoint import load_params
 from llm.config import ExecConfig, MeshConfig
-from llm.data import foreign
-from llm.data.tokenizer import FOREIGN
+from llm.data import foreign, shared
+from llm.data.tokenizer import FOREIGN, OWN
 from llm.door import from_dict
 from llm.errors import UserError
 from llm.fingerprint import flatten
@@ -66,13 +66,13 @@ def export(reference: str, to: str, *, max_shard_gib: float = 5.0, dtype: str = 
     model = from_dict(ModelConfig, manifest.model, 'manifest.model.')
     head = manifest.heads[0]
     model_type = _model_type(folder, manifest, model, head)
-    files = _tokenizer_files(folder) if manifest.tokenizer else {}
+    files = _tokenizer_files(folder, manifest) if manifest.tokenizer else {}
     leaves = _load(folder, manifest, model, head)
     partial = target.parent / f'{target.name}.partial'
     partial.mkdir(parents=True, exist_ok=True)
     special = {name: manifest.tokenizer['special_ids'][name] for name in ('pad', 'bos', 'eos')} if files else {}
     keys = config_json.encode(model, model_type, head, special_ids=special, dtype=dtype)
-    if manifest.reward:
+    if head == 'scalar' and manifest.reward:
         keys['quartet_reward'] = {name: float(manifest.reward[name]) for name in ('mean', 'deviation')}
     _write_json(partial / 'config.json', keys)
     if head == 'token' and special:
@@ -95,11 +95,11 @@ def _find(reference: str) -> tuple[epath.Path, Manifest]:
     return folder, read_manifest(folder / 'checkpoints', step)
 
 
-def _tokenizer_files(folder: epath.Path) -> dict[str, bytes]:
-    """Of a foreign tokenizer its own files; of ours the SentencePiece model."""
+def _tokenizer_files(folder: epath.Path, manifest: Manifest) -> dict[str, bytes]:
+    """Of a foreign tokenizer its own files; of ours what says the same to transformers."""
     if (folder / FOREIGN).is_dir():
         return foreign.load(folder / FOREIGN)
-    return {'tokenizer.model': (folder / 'tokenizer.model').read_bytes()}
+    return shared.files((folder / OWN).read_bytes(), manifest.tokenizer['special_ids'])
 
 
 def _model_type(folder: epath.Path, manifest: Manifest, model: ModelConfig, head: str) -> str:

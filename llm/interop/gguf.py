@@ -187,7 +187,8 @@ def config_keys(contents: Contents, where: str) -> dict[str, Any]:
         if key not in (*_KEYS, *_SAME_AS_HEAD):
             raise UserError(f'{where}: llama.{key}={value!r:.60} is not known to change nothing; use the safetensors '
                             f'of that model')
-    config = {'model_type': 'llama', 'hidden_act': 'silu', 'tie_word_embeddings': 'output.weight' not in contents.tensors,
+    config = {'model_type': 'llama', 'hidden_act': 'silu',
+              'tie_word_embeddings': 'output.weight' not in contents.tensors,
               **{theirs: said[key] for key, theirs in _KEYS.items() if key in said}}
     if 'vocab_size' not in config and 'token_embd.weight' in contents.tensors:
         config['vocab_size'] = contents.tensors['token_embd.weight'].shape[0]

@@ -18,15 +18,17 @@ from typing import Any, NamedTuple
 
 from etils import epath
 import jax
+from ml_collections import ConfigDict
 
 from configs import base
 from llm import metrics
 from llm import provenance
 from llm.architecture import ModelConfig
 from llm.checkpoint import Checkpoints
-from llm.config import stage_config, StageConfig
+from llm.config import ExecConfig, stage_config
 from llm.data import converted, foreign
 from llm.data.tokenizer import FOREIGN, Tokenizer
+from llm.door import from_dict
 from llm.errors import UserError
 from llm.identity import digest
 from llm.interop import config_json, gguf, json_file, plan as planning, safetensors, stream
@@ -41,6 +43,7 @@ from llm.run import Result, write_json
 from llm.sharding import make_mesh
 
 READ_BYTES = 16 * 2**20  # of a file at a time, for its hash
+_SAVED_GB = 1  # of leaves that are on the host at a time, on their way to disk, if one is not larger
 
 
 class Opened(NamedTuple):
@@ -94,26 +97,33 @@ def tokenizer_files(opened: Opened, chat_template: str | None) -> dict[str, byte
     return foreign.with_chat_template(files, chat_template) if chat_template else files
 
 
-def make_plan(opened: Opened, config: StageConfig) -> planning.Plan:
-    """Where every tensor goes on the config's mesh; raises UserError where the two do not fit."""
-    model, head = opened.described.model, opened.described.head
-    return planning.make(opened.family, head, opened.tensors,
-                         targets(model, head, config.exec, make_mesh(config.exec.mesh)),
-                         tied=model.tie_embeddings, where=str(opened.path))
+def make_plan(opened: Opened, mesh: tuple[int, int, int]) -> planning.Plan:
+    """Where every tensor goes on a mesh; raises UserError where the two do not fit."""
+    model, head, exec_config = opened.described.model, opened.described.head, _exec(mesh)
+    leaves = targets(model, head, exec_config, make_mesh(exec_config.mesh))
+    return planning.make(opened.family, head, opened.tensors, leaves, tied=model.tie_embeddings,
+                         where=str(opened.path))
 
 
 def read_model(source: str, mesh: tuple[int, int, int] = (1, -1, 1)) -> tuple[config_json.Described, dict[str, Any]]:
     """(what it is, its parameters on the mesh), without a run: for whoever only looks at a model."""
     opened = open_source(source)
-    plan = make_plan(opened, run_config(opened.described.model, mesh))
-    return opened.described, nested(stream.load(plan, opened.tensors, lambda done, total: None))
+    leaves = stream.load(make_plan(opened, mesh), opened.tensors, lambda done, total: None)
+    return opened.described, nested(leaves)
 
 
-def run_config(model: ModelConfig, mesh: tuple[int, int, int]) -> StageConfig:
-    """The config of an imported run: the defaults of a pretraining stage, with this model on this mesh."""
-    config = base.pretrain(dataclasses.asdict(model))
+def _exec(mesh: tuple[int, int, int]) -> ExecConfig:
+    config = base.execution()
+    config.mesh = dict(zip(('data', 'fsdp', 'tensor'), mesh))
+    return from_dict(ExecConfig, config.to_dict())
+
+
+def _run_config(model: ModelConfig, mesh: tuple[int, int, int]) -> dict[str, Any]:
+    """The config of an imported run, for tools that open it: a pretraining stage's defaults with this model."""
+    config = base.pretrain(ConfigDict(dataclasses.asdict(model)))
     config.exec.mesh = dict(zip(('data', 'fsdp', 'tensor'), mesh))
-    return stage_config(config)
+    config.seq_len = min(config.seq_len, model.max_positions)
+    return dataclasses.asdict(stage_config(config))
 
 
 def import_model(source: str, workdir: str, *, mesh: tuple[int, int, int] = (1, -1, 1),
@@ -122,8 +132,7 @@ def import_model(source: str, workdir: str, *, mesh: tuple[int, int, int] = (1, 
     """Imports, unless the same files were imported before; returns the run's folder."""
     began = time.monotonic()
     opened = open_source(source)
-    config = run_config(opened.described.model, mesh)
-    plan = make_plan(opened, config)
+    plan = make_plan(opened, mesh)
     files = tokenizer_files(opened, chat_template)
     tokenizer = Tokenizer.from_files(files, source) if files else None
     if tokenizer and tokenizer.vocab_size > opened.described.model.vocab_size:
@@ -138,11 +147,12 @@ def import_model(source: str, workdir: str, *, mesh: tuple[int, int, int] = (1, 
         say(f'import  these files were imported before  {folder}')
         return folder
     with Owner(folder):
-        write_json(folder / 'identity.json', {'name': 'imported', 'identity': identity, 'parents': {},
-                                              'config': dataclasses.asdict(config)})
+        if opened.described.head == 'token' and opened.described.model.kind == 'decoder':
+            write_json(folder / 'identity.json', {'name': 'imported', 'identity': identity, 'parents': {},
+                                                  'config': _run_config(opened.described.model, mesh)})
         if tokenizer:
             foreign.save(files, folder / FOREIGN)
-        with jax.set_mesh(make_mesh(config.exec.mesh)):
+        with jax.set_mesh(make_mesh(_exec(mesh).mesh)):
             _save(folder, opened, plan, identity, tokenizer, progress)
         write_json(folder / 'result.json', dataclasses.asdict(Result(
             stage='import', step=0, last_step=0, why='imported', metric='none', before=0.0, after=0.0,
@@ -166,7 +176,7 @@ def _save(folder: epath.Path, opened: Opened, plan: planning.Plan, identity: dic
         seed=0, mesh=dict(next(iter(leaves.values())).sharding.mesh.shape), packages=provenance.packages(),
         git_commit=provenance.git_commit(), parents={})
     refused: list[str] = []
-    with Checkpoints(folder / 'checkpoints', keep=2, say=refused.append) as checkpoints:
+    with Checkpoints(folder / 'checkpoints', keep=2, say=refused.append, host_gb=_SAVED_GB) as checkpoints:
         checkpoints.save(0, {'params': nested(leaves)}, {}, manifest)
     if refused:
         raise UserError(f'{opened.path}: {refused[0]}; fetch the model again')
@@ -192,7 +202,7 @@ def main() -> None:
     mesh = _mesh(flags.mesh)
     if flags.plan:
         opened = open_source(flags.source)
-        plan = make_plan(opened, run_config(opened.described.model, mesh))
+        plan = make_plan(opened, mesh)
         metrics.say('  '.join(f'{key} {value:,}' for key, value in planning.summary(plan).items()))
         return
     import_model(flags.source, flags.workdir, mesh=mesh, chat_template=flags.chat_template, say=metrics.say,
