@@ -33,20 +33,21 @@ def test_outputs_are_those_of_transformers(name):
             label = arrays['label'].get(key)
             counted = np.ones(wanted.shape[:2], bool) if label is None or wanted.ndim == 2 else label >= 0
             assert found[key].dtype == jnp.float32 and np.isfinite(found[key]).all()
-            np.testing.assert_allclose(found[key][counted], wanted[counted], rtol=0, atol=1e-4, err_msg=f'{batch} {key}')
+            np.testing.assert_allclose(found[key][counted], wanted[counted], rtol=0, atol=1e-4,
+                                       err_msg=f'{batch} {key}')
         np.testing.assert_allclose(value, arrays['loss'], rtol=0, atol=1e-4)
 
 
 @every_model
 def test_gradients_are_those_of_transformers(name):
-    """Of each leaf within 1e-3, and within a thousandth of its largest."""
+    """Of each leaf within 1e-3, and within a thousandth of its largest; some are 0 but for rounding."""
     for batch in batches(name):
         folder = references.FOLDER / 'models' / name / 'gradients' / batch
         _, wanted = read_model(str(folder), mesh=(1, 1, 1))
 
         def check(path, found, wanted):
             largest = min(1.0, float(jnp.abs(wanted).max()))
-            np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-3 * largest + 1e-7,
+            np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-3 * largest + 1e-6,
                                        err_msg=f'{batch} {jax.tree_util.keystr(path)}')
         jax.tree_util.tree_map_with_path(check, ours.computed(name, batch)[2], wanted)
 

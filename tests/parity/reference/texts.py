@@ -1,7 +1,7 @@
 """References of tokenizers: what transformers makes of hard strings, with small tokenizers of every family's kind.
 
 In: the strings. Out: FOLDER/<name>/, the files of a tokenizer, and expected.json: ids of each string, the text they
-decode to. Texts are encoded as texts: where a string holds what looks like a control token, it stays text.
+decode to, the ids of control tokens. transformers is told to take what looks like a control token for text.
 Left out: tokenizers of released models (`real.py`).
 """
 
@@ -11,12 +11,15 @@ import pathlib
 from typing import Any
 
 import sentencepiece
+import tokenizers
 import transformers
 
 STRINGS = json.loads((pathlib.Path(__file__).parents[2] / 'data/hard_strings.json').read_text())
 # What the vocabularies are learned from: of every kind that the strings are, but not those alone.
-TEXTS = [*STRINGS, *(f'{first} {second} {third} the {second}s, and {third}.' for first in ('The king', 'a Queen', "It's")
-                     for second in ('castle', 'love', 'night', 'function', 'café') for third in ('was', 'never', '2001'))]
+TEXTS = [*STRINGS, *(f'{first} {second} {third} the {second}s, and {third}.'
+                     for first in ('The king', 'a Queen', "It's")
+                     for second in ('castle', 'love', 'function', 'caf\u00e9')
+                     for third in ('was', 'never', '2001'))]
 VOCAB = 700
 CLASSES = ('GPT2Tokenizer', 'LlamaTokenizer', 'Qwen2Tokenizer', 'GemmaTokenizer', 'BertTokenizer', 'RobertaTokenizer',
            'XLNetTokenizer')
@@ -37,10 +40,21 @@ def write(folder: pathlib.Path) -> None:
 
 
 def encoded(tokenizer: Any) -> dict[str, list]:
-    """{'ids': of each string, 'decoded': the text of these ids}."""
+    """{'ids': of each string, 'decoded': the text of these ids, 'control': the ids of control tokens}."""
     ids = [tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True) for text in STRINGS]
     decoded = [tokenizer.decode(row, clean_up_tokenization_spaces=False) for row in ids]
-    return {'ids': ids, 'decoded': decoded}
+    control = sorted(set(tokenizer.all_special_ids) - {tokenizer.unk_token_id})
+    return {'ids': ids, 'decoded': decoded, 'control': control}
+
+
+def characters(pad_id: int) -> Any:
+    """A tokenizer of fewer than 131 tokens: four special ones, then the printable characters of ASCII."""
+    special = ['<s>', '</s>', '<unk>']
+    special.insert(pad_id, '<pad>')
+    vocab = {token: index for index, token in enumerate((*special, *map(chr, range(32, 127))))}
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizers.Tokenizer(tokenizers.models.BPE(vocab, [], unk_token='<unk>')),
+        bos_token='<s>', eos_token='</s>', unk_token='<unk>', pad_token='<pad>')
 
 
 def add_bytes(path: pathlib.Path) -> None:

@@ -37,9 +37,11 @@ def main(folder: pathlib.Path) -> None:
 def write(folder: pathlib.Path, case: zoo.Case, seed: int) -> None:
     model, random = zoo.build(case, seed), np.random.default_rng(seed)
     model.save_pretrained(folder / 'model')
+    if hasattr(model.config, 'vocab_size'):
+        texts.characters(model.config.pad_token_id).save_pretrained(folder / 'model')
     arrays = {}
     for name, batch in case.batches(model.config, random).items():
-        outputs = run(model, case, batch)
+        outputs = run(model, case.outputs, batch)
         labels = {key: labels_of(logits, batch, random) for key, logits in outputs.items() if key != 'mems'}
         value = loss(outputs, labels)
         save_gradients(case, model, value, folder / 'gradients' / name)
@@ -52,7 +54,7 @@ def write(folder: pathlib.Path, case: zoo.Case, seed: int) -> None:
     np.savez(folder / 'expected.npz', **arrays)
 
 
-def run(model: torch.nn.Module, case: zoo.Case, batch: zoo.Batch) -> Outputs:
+def run(model: torch.nn.Module, names: tuple[str, ...], batch: zoo.Batch) -> Outputs:
     """The outputs by name; a memory of an earlier segment is made first, and is an output."""
     inputs = {key: torch.from_numpy(array) for key, array in batch.items()}
     mems = {}
@@ -60,7 +62,7 @@ def run(model: torch.nn.Module, case: zoo.Case, batch: zoo.Batch) -> Outputs:
         with torch.no_grad():
             mems['mems'] = model(input_ids=inputs.pop('earlier_input_ids'), use_mems=True).mems
     result = model(**inputs, **mems)
-    outputs = {key: result[key] for key in case.outputs}
+    outputs = {key: result[key] for key in names}
     for key in {'start_logits', 'end_logits'} & outputs.keys():
         outputs[key] = outputs[key].masked_fill(inputs['attention_mask'] == 0, HIDDEN)
     return outputs | {key: torch.stack(layers) for key, layers in mems.items()}
@@ -68,12 +70,11 @@ def run(model: torch.nn.Module, case: zoo.Case, batch: zoo.Batch) -> Outputs:
 
 def labels_of(logits: torch.Tensor, batch: zoo.Batch, random: np.random.Generator) -> torch.Tensor:
     """Random classes: one a token where logits are [B, T, C], one a row where they are [B, C]; IGNORED on padding."""
-    if logits.ndim == 2:
-        spans = logits.shape[-1] == zoo.LENGTH
-        return torch.from_numpy(random.integers(0, zoo.LENGTHS if spans else logits.shape[-1], logits.shape[0]))
-    labels = random.integers(0, logits.shape[-1], logits.shape[:2])
-    if 'attention_mask' in batch:
+    labels = random.integers(0, logits.shape[-1], logits.shape[:-1])
+    if logits.ndim == 3 and 'attention_mask' in batch:
         labels = np.where(batch['attention_mask'], labels, IGNORED)
+    if logits.ndim == 2 and logits.shape[-1] == zoo.LENGTH:  # a place of a span, which is none of padding
+        labels = np.array([random.choice(np.flatnonzero(mask)) for mask in batch['attention_mask']])
     return torch.from_numpy(labels)
 
 

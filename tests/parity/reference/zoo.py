@@ -46,7 +46,7 @@ def build(case: Case, seed: int) -> torch.nn.Module:
 
 
 def cases() -> dict[str, Case]:
-    return {**_decoders(), **_scorers(), **_encoders(), **_xlnet(), **_vit()}
+    return {**_decoders(), **_bare(), **_scorers(), **_encoders(), **_xlnet(), **_vit()}
 
 
 def _decoders() -> dict[str, Case]:
@@ -95,6 +95,16 @@ def _decoders() -> dict[str, Case]:
             for name, (model, shared, changes) in shapes.items()}
 
 
+def _bare() -> dict[str, Case]:
+    """Trunks without a head, whose tensors have shorter names."""
+    llama = dict(hidden_size=48, intermediate_size=80, num_hidden_layers=2, num_attention_heads=4,
+                 num_key_value_heads=2, vocab_size=VOCAB, max_position_embeddings=128, rms_norm_eps=EPS, pad_token_id=0)
+    gpt2 = dict(n_embd=48, n_layer=2, n_head=4, n_positions=128, vocab_size=VOCAB, layer_norm_epsilon=EPS,
+                bos_token_id=1, eos_token_id=2, pad_token_id=0)
+    return {f'{name}_bare': Case(model, _config(model, sizes), _texts, ('last_hidden_state',))
+            for name, model, sizes in (('llama', 'LlamaModel', llama), ('gpt2', 'GPT2Model', gpt2))}
+
+
 def _scorers() -> dict[str, Case]:
     """Reward models: a sequence classifier of one class, at each row's last token."""
     shared = dict(hidden_size=48, intermediate_size=80, num_hidden_layers=2, num_attention_heads=4,
@@ -131,14 +141,23 @@ def _vit() -> dict[str, Case]:
                   layer_norm_eps=EPS)
     shapes = {'vit': dict(image_size=12, patch_size=4, num_channels=3),
               'vit_gray': dict(image_size=15, patch_size=5, num_channels=1, num_labels=7)}
-    return {name: Case('ViTForImageClassification', _config('ViTForImageClassification', shared | changes), _images)
-            for name, changes in shapes.items()}
+    found = {name: Case('ViTForImageClassification', _config('ViTForImageClassification', shared | changes), _images)
+             for name, changes in shapes.items()}
+    bare = _config('ViTModel', shared | shapes['vit'])
+    return found | {'vit_bare': Case('ViTModel', bare, _images, ('last_hidden_state', 'pooler_output'))}
 
 
 def _xlnet() -> dict[str, Case]:
     sizes = dict(d_model=48, d_inner=80, n_layer=3, n_head=4, vocab_size=VOCAB, mem_len=9, layer_norm_eps=EPS,
                  pad_token_id=0)
-    return {'xlnet': Case('XLNetLMHeadModel', _config('XLNetLMHeadModel', sizes), _permutations)}
+    found = {'xlnet': Case('XLNetLMHeadModel', _config('XLNetLMHeadModel', sizes), _permutations)}
+    for head, suffix, more, outputs in (
+            ('hidden', 'Model', {}, ('last_hidden_state',)),
+            ('classes', 'ForSequenceClassification', dict(num_labels=CLASSES), ('logits',)),
+            ('labels', 'ForTokenClassification', dict(num_labels=TAGS), ('logits',)),
+            ('span', 'ForQuestionAnsweringSimple', {}, ('start_logits', 'end_logits'))):
+        found[f'xlnet_{head}'] = Case(f'XLNet{suffix}', _config(f'XLNet{suffix}', sizes | more), _segments, outputs)
+    return found
 
 
 def _config(model: str, fields: dict[str, Any]) -> Callable[[], Any]:
@@ -160,11 +179,14 @@ def _images(config: Any, random: np.random.Generator) -> dict[str, Batch]:
     return {'images': {'pixel_values': random.normal(size=shape).astype(np.float32)}}
 
 
+def _segments(config: Any, random: np.random.Generator) -> dict[str, Batch]:
+    """A batch of texts whose tokens have types; padded on the left, because the last token stands for the row."""
+    batch = {name: array[:, ::-1].copy() for name, array in _texts(config, random)['text'].items()}
+    return {'text': batch | {'token_type_ids': random.integers(0, 2, batch['input_ids'].shape)}}
+
+
 def _permutations(config: Any, random: np.random.Generator) -> dict[str, Batch]:
-    """Rows with padding; rows without token types; an order of factorisation with its targets; the same after an
-    earlier segment."""
-    plain = _texts(config, random)['text']
-    plain['token_type_ids'] = random.integers(0, 2, plain['input_ids'].shape)
+    """Padded rows; rows without token types; an order of prediction with its targets; the same after a segment."""
     rows = len(LENGTHS)
     tokens = random.integers(3, VOCAB, (rows, LENGTH))
     order = np.stack([random.permutation(LENGTH) for _ in range(rows)])  # when each position is predicted
@@ -173,4 +195,5 @@ def _permutations(config: Any, random: np.random.Generator) -> dict[str, Batch]:
                 'perm_mask': (order[:, :, None] <= order[:, None, :]).astype(np.float32),
                 'target_mapping': np.eye(LENGTH, dtype=np.float32)[targets]}
     earlier = {'earlier_input_ids': random.integers(3, VOCAB, (rows, 7))}
-    return {'plain': plain, 'bare': {'input_ids': tokens}, 'permuted': permuted, 'memory': permuted | earlier}
+    return {**_segments(config, random), 'bare': {'input_ids': tokens}, 'permuted': permuted,
+            'memory': permuted | earlier}

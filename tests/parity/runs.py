@@ -1,0 +1,61 @@
+"""Models that are born here, as sealed runs with a tokenizer of ours: what an export starts from.
+
+In: a model config, a head. Out: drawn parameters; the folder of a run with a sealed step 0.
+"""
+
+import functools
+import pathlib
+import random
+import tempfile
+from typing import Any
+
+from flax import linen as nn
+import jax
+from jax.sharding import NamedSharding, PartitionSpec
+
+from llm.architecture import ModelConfig
+from llm.checkpoint import Checkpoints
+from llm.config import MeshConfig
+from llm.data import tokenizer as tokenizers
+from llm.manifest import Manifest
+from llm.model.make import make_model
+from llm.sharding import make_mesh
+from tests import tiny
+from tests.model import models
+
+
+@functools.cache
+def tokenizer() -> pathlib.Path:
+    """Of 320 tokens, bytes among them; the same file throughout a session."""
+    folder = pathlib.Path(tempfile.mkdtemp())
+    draw = random.Random(0)
+    texts = [' '.join(draw.choices(tiny.WORDS, k=12)) for _ in range(200)]
+    tokenizers.train(texts, vocab_size=320, train_bytes=10**6, path=str(folder / tokenizers.OWN))
+    return folder / tokenizers.OWN
+
+
+def drawn(config: ModelConfig, head: str) -> tuple[nn.Module, Any]:
+    """A module, and parameters large enough that each matters."""
+    model = make_model(config, tiny.execution(scan_unroll=1), head)
+    return model, models.init(model)
+
+
+def sealed(folder: pathlib.Path, config: ModelConfig, head: str) -> pathlib.Path:
+    """A run with these parameters in its step 0."""
+    folder.mkdir(parents=True)
+    _, params = drawn(config, head)
+    (folder / tokenizers.OWN).write_bytes(tokenizer().read_bytes())
+    mesh = make_mesh(MeshConfig(1, 1, 1))
+    params = jax.device_put(params, NamedSharding(mesh, PartitionSpec()))
+    manifest = Manifest(
+        stage='sft', identity='0' * 64, model=config.stored(),
+        tokenizer=tokenizers.Tokenizer.from_file(str(tokenizer())).describe(), heads=[head],
+        reward={'mean': 0.5, 'deviation': 2.0} if head == 'scalar' else None, objective='none', data={}, seed=0,
+        mesh=dict(mesh.shape), packages={}, git_commit='', parents={})
+    with jax.set_mesh(mesh), Checkpoints(folder / 'checkpoints', keep=2, say=_refused) as checkpoints:
+        checkpoints.save(0, {'params': params}, {}, manifest)
+    return folder
+
+
+def _refused(line: str) -> None:
+    raise AssertionError(line)
