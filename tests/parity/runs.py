@@ -1,12 +1,10 @@
 """Models that are born here, as sealed runs with a tokenizer of ours: what an export starts from.
 
-In: a model config, a head. Out: drawn parameters; the folder of a run with a sealed step 0.
+In: a model config, a head, a tokenizer. Out: drawn parameters; the folder of a run with a sealed step 0.
 """
 
-import functools
 import pathlib
 import random
-import tempfile
 from typing import Any
 
 from flax import linen as nn
@@ -24,14 +22,11 @@ from tests import tiny
 from tests.model import models
 
 
-@functools.cache
-def tokenizer() -> pathlib.Path:
-    """Of 320 tokens, bytes among them; the same file throughout a session."""
-    folder = pathlib.Path(tempfile.mkdtemp())
+def train_tokenizer(path: pathlib.Path) -> None:
+    """Of 320 tokens, bytes among them."""
     draw = random.Random(0)
     texts = [' '.join(draw.choices(tiny.WORDS, k=12)) for _ in range(200)]
-    tokenizers.train(texts, vocab_size=320, train_bytes=10**6, path=str(folder / tokenizers.OWN))
-    return folder / tokenizers.OWN
+    tokenizers.train(texts, vocab_size=320, train_bytes=10**6, path=str(path))
 
 
 def drawn(config: ModelConfig, head: str) -> tuple[nn.Module, Any]:
@@ -40,16 +35,16 @@ def drawn(config: ModelConfig, head: str) -> tuple[nn.Module, Any]:
     return model, models.init(model)
 
 
-def sealed(folder: pathlib.Path, config: ModelConfig, head: str) -> pathlib.Path:
-    """A run with these parameters in its step 0."""
+def sealed(folder: pathlib.Path, config: ModelConfig, head: str, tokenizer: pathlib.Path) -> pathlib.Path:
+    """A run with drawn parameters in its step 0, and this tokenizer of ours."""
     folder.mkdir(parents=True)
     _, params = drawn(config, head)
-    (folder / tokenizers.OWN).write_bytes(tokenizer().read_bytes())
+    (folder / tokenizers.OWN).write_bytes(tokenizer.read_bytes())
     mesh = make_mesh(MeshConfig(1, 1, 1))
     params = jax.device_put(params, NamedSharding(mesh, PartitionSpec()))
     manifest = Manifest(
         stage='sft', identity='0' * 64, model=config.stored(),
-        tokenizer=tokenizers.Tokenizer.from_file(str(tokenizer())).describe(), heads=[head],
+        tokenizer=tokenizers.Tokenizer.from_file(str(tokenizer)).describe(), heads=[head],
         reward={'mean': 0.5, 'deviation': 2.0} if head == 'scalar' else None, objective='none', data={}, seed=0,
         mesh=dict(mesh.shape), packages={}, git_commit='', parents={})
     with jax.set_mesh(mesh), Checkpoints(folder / 'checkpoints', keep=2, say=_refused) as checkpoints:

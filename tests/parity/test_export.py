@@ -21,7 +21,7 @@ from tests.parity import ours, references, runs
 
 STRINGS = json.loads((pathlib.Path(__file__).parents[1] / 'data/hard_strings.json').read_text())
 CHATS = [[{'role': 'user', 'content': 'What is  the capital of France? '}],
-         [{'role': 'system', 'content': 'Be brief.\n'}, {'role': 'user', 'content': '<|eos|> \u00e9\u4e2d\n\n'},
+         [{'role': 'system', 'content': 'Be brief.\n'}, {'role': 'user', 'content': '<|eos \u00e9\u4e2d\n\n'},
           {'role': 'assistant', 'content': ' Paris.'}, {'role': 'user', 'content': ''}]]
 BORN = {'llama': (models.LLAMA, 'token'), 'gpt2': (models.GPT2, 'token'), 'scorer': (models.LLAMA, 'scalar')}
 every_model = pytest.mark.parametrize('name', references.names('models'))
@@ -41,8 +41,9 @@ def loaded(tmp_path_factory) -> pathlib.Path:
         write_inputs(folder / name, {batch: arrays['in'] for batch, arrays in references.expected(name).items()
                                      if batch != 'decode'})
         export_hf.export(str(run), str(folder / name / 'model'), say=lambda line: None)
+    runs.train_tokenizer(folder / 'tokenizer.model')
     for name, (config, head) in BORN.items():
-        run = runs.sealed(workdir / f'born_{name}', config, head)
+        run = runs.sealed(workdir / f'born_{name}', config, head, folder / 'tokenizer.model')
         write_inputs(folder / f'born_{name}', {'text': born_batch()})
         export_hf.export(f'{run}@0', str(folder / f'born_{name}' / 'model'), max_shard_gib=1e-4,
                          say=lambda line: None)
@@ -108,7 +109,7 @@ def test_outputs_of_a_model_of_ours_are_the_same_there(loaded, name):
 
 @every_born
 def test_our_tokenizer_is_the_same_there(loaded, name):
-    tokenizer, seen = Tokenizer.from_file(str(runs.tokenizer())), found(loaded, f'born_{name}')
+    tokenizer, seen = Tokenizer.from_file(str(loaded / 'tokenizer.model')), found(loaded, f'born_{name}')
     for text, ids in zip(STRINGS, seen['ids'], strict=True):
         assert ids == tokenizer.encode(text), repr(text)
     assert seen['special'] == {name: tokenizer.special_ids[name] for name in ('bos', 'eos', 'pad')}
