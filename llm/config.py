@@ -205,6 +205,11 @@ class PretrainConfig(StageConfig):
     tokenizer: TokenizerConfig
     z_loss: float
 
+    def __post_init__(self):
+        super().__post_init__()
+        if self.model.kind != 'decoder':
+            raise UserError(f'model.kind={self.model.kind!r} does not predict the next token; use decoder')
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SFTConfig(StageConfig):

@@ -17,7 +17,7 @@ from llm.model.xlnet import XLNet
 
 def make_model(config: ModelConfig, exec_config: ExecConfig, head: str = 'token',
                dropout: float = 0.0) -> Transformer | XLNet:
-    """Parameters of XLNet are made with its query stream, whatever it is used for."""
+    """XLNet has all its parameters only if they are made from `init_inputs`: a bare text meets no types and no targets."""
     return (XLNet if config.kind == 'two_stream' else Transformer)(config, exec_config, head, dropout)
 
 
@@ -26,7 +26,7 @@ def init_inputs(config: ModelConfig) -> tuple[tuple, dict[str, Any]]:
     tokens_BT = jnp.zeros((1, 2), jnp.int32)
     both_ways = MaskSpec(causal=False)
     if config.kind == 'two_stream':
-        return (tokens_BT, both_ways), {'targets_BP': tokens_BT}
+        return (tokens_BT, both_ways), {'types_BT': tokens_BT, 'targets_BP': tokens_BT}
     if config.kind == 'vision':
         image_BYXC = jnp.zeros((1, config.image_size, config.image_size, config.image_channels))
         return (image_BYXC, jnp.arange(config.max_positions)[None], both_ways), {}

@@ -20,8 +20,8 @@ class TokenLogProbs(NamedTuple):
 
 
 def token_log_probs(x_BTD: jax.Array, w_VD: jax.Array, targets_BT: jax.Array, *, chunk_tokens: int,
-                    temperature: float = 1.0) -> TokenLogProbs:
-    """Log-softmax of `x_BTD @ w_VD.T / temperature` at the targets.
+                    temperature: float = 1.0, softcap: float = 0.0) -> TokenLogProbs:
+    """Log-softmax of `x_BTD @ w_VD.T / temperature` at the targets, the product maybe soft-capped.
 
     Args:
       x_BTD: hidden states in the compute dtype; the logits are float32 whatever it is.
@@ -29,12 +29,13 @@ def token_log_probs(x_BTD: jax.Array, w_VD: jax.Array, targets_BT: jax.Array, *,
       targets_BT: int32; x at index t predicts the target at index t.
       chunk_tokens: positions at once; at most [B, chunk_tokens, V] logits live, forward and backward (where
         they are computed again). From T on, one chunk, and nothing is computed twice.
-      temperature: what the logits are divided by; positive.
+      softcap: bound of the logits, as the model has it (cap * tanh(logits / cap)); 0: none.
+      temperature: what the logits are divided by after that; positive.
     """
     batch, length = targets_BT.shape
     chunks = -(-length // chunk_tokens)
     if chunks == 1:
-        return _log_probs(x_BTD, w_VD, targets_BT, temperature)
+        return _log_probs(x_BTD, w_VD, targets_BT, temperature, softcap)
     size = -(-length // chunks)  # even chunks, so that padding stays below one position a chunk
 
     def cut(a_BT):
@@ -43,17 +44,17 @@ def token_log_probs(x_BTD: jax.Array, w_VD: jax.Array, targets_BT: jax.Array, *,
 
     @jax.checkpoint
     def one_chunk(x_BTD, targets_BT):
-        return _log_probs(x_BTD, w_VD, targets_BT, temperature)
+        return _log_probs(x_BTD, w_VD, targets_BT, temperature, softcap)
 
     _, parts = jax.lax.scan(lambda _, piece: (None, one_chunk(*piece)), None, (cut(x_BTD), cut(targets_BT)))
     return jax.tree.map(lambda part: part.swapaxes(0, 1).reshape(batch, -1)[:, :length], parts)
 
 
-def _log_probs(x_BTD, w_VD, targets_BT, temperature) -> TokenLogProbs:
+def _log_probs(x_BTD, w_VD, targets_BT, temperature, softcap) -> TokenLogProbs:
     # Rows flattened: with two leading axes the CPU's weight gradient misses the fast matmul.
     x_MD = x_BTD.reshape(-1, x_BTD.shape[-1])
-    logits_MV = jnp.einsum('MD,VD->MV', x_MD, w_VD.astype(x_MD.dtype),
-                           preferred_element_type=jnp.float32) / temperature
+    logits_MV = jnp.einsum('MD,VD->MV', x_MD, w_VD.astype(x_MD.dtype), preferred_element_type=jnp.float32)
+    logits_MV = (jnp.tanh(logits_MV / softcap) * softcap if softcap else logits_MV) / temperature
     # A comparison instead of a gather: it fuses, and stays local where the vocabulary is split over devices.
     hit_MV = jax.lax.broadcasted_iota(jnp.int32, logits_MV.shape, 1) == targets_BT.reshape(-1, 1)
     logsumexp_M = jax.nn.logsumexp(logits_MV, axis=1)

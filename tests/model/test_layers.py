@@ -1,12 +1,14 @@
 """Layers against jax.numpy and Flax's own."""
 
+import math
+
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from llm.model.layers import Einsum, Norm, dropout, residual_stddev
+from llm.model.layers import Einsum, FeedForward, Norm, activate, dropout, residual_stddev, softcap
 from tests import tiny
 from tests.model import models
 
@@ -65,3 +67,44 @@ def test_dropout_at_rate_zero_needs_no_key():
     kept = Dropped(0.25).apply({}, x, rngs={'dropout': jax.random.key(0)})
     assert set(np.unique(kept)) == {np.float32(0), np.float32(1 / 0.75)}
     assert 0.2 < float((kept == 0).mean()) < 0.3
+
+
+def test_norm_with_an_offset_starts_as_one_without():
+    plain, shifted = tiny.model(), tiny.model(norm_offset=1.0)
+    x_BTD = jax.random.normal(jax.random.key(0), (1, 2, 64))
+    assert (Norm(shifted).init(jax.random.key(1), x_BTD)['params']['scale'].value == 0).all()
+    scale_D = jnp.linspace(-1, 1, 64)
+    np.testing.assert_allclose(Norm(shifted).apply({'params': {'scale': scale_D}}, x_BTD),
+                               Norm(plain).apply({'params': {'scale': 1 + scale_D}}, x_BTD), rtol=1e-6)
+
+
+def test_norm_of_heads_is_of_each_head_alone():
+    x_BTNH = jax.random.normal(jax.random.key(0), (1, 2, 4, 16)) * jnp.array([1.0, 10, 100, 1000]).reshape(1, 1, 4, 1)
+    y_BTNH = Norm(tiny.model(), 16).apply({'params': {'scale': jnp.ones(16)}}, x_BTNH)
+    np.testing.assert_allclose(jnp.square(y_BTNH).mean(-1), 1, rtol=1e-3)
+
+
+@pytest.mark.parametrize('mlp, expected', [
+    ('gelu_exact', lambda x: x * (1 + math.erf(x / 2 ** 0.5)) / 2),
+    ('gelu', lambda x: x * (1 + math.tanh((2 / math.pi) ** 0.5 * (x + 0.044715 * x ** 3))) / 2),
+    ('geglu', lambda x: x * (1 + math.tanh((2 / math.pi) ** 0.5 * (x + 0.044715 * x ** 3))) / 2),
+    ('swiglu', lambda x: x / (1 + math.exp(-x)))])
+def test_activations_are_those_stated(mlp, expected):
+    x = jnp.linspace(-4, 4, 33)
+    np.testing.assert_allclose(activate(x, mlp), [expected(float(value)) for value in x], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize('mlp', ['swiglu', 'geglu'])
+def test_the_gate_goes_through_the_activation(mlp):
+    config, x_BTD = tiny.model(mlp=mlp), jax.random.normal(jax.random.key(0), (1, 2, 64))
+    layer = FeedForward(config, tiny.execution())
+    params = nn.meta.unbox(layer.init(jax.random.key(1), x_BTD)['params'])
+    gate, up, down = (params[name]['w'] for name in ('gate', 'up', 'down'))
+    expected = (activate(x_BTD @ gate, mlp) * (x_BTD @ up)) @ down
+    np.testing.assert_allclose(layer.apply({'params': params}, x_BTD), expected, rtol=1e-4, atol=1e-6)
+
+
+def test_softcap_bounds_and_hardly_touches_what_is_small():
+    x = jnp.array([-1e4, -0.01, 0.0, 0.01, 3.0, 1e4])
+    np.testing.assert_allclose(softcap(x, 30.0), [-30, -0.01, 0, 0.01, 30 * math.tanh(0.1), 30], rtol=1e-5)
+    assert softcap(x, 0.0) is x

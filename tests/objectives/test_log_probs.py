@@ -84,3 +84,13 @@ def test_logits_are_float32_and_weight_gradients_are_summed_in_the_weights_dtype
     gradient = jax.grad(lambda w: jnp.sum(token_log_probs(x_BTD.astype(jnp.bfloat16), w, targets_BT,
                                                           chunk_tokens=3).logp_BT))(w_VD)
     assert gradient.dtype == jnp.float32
+
+
+@pytest.mark.parametrize('chunk_tokens', (3, 7))
+def test_softcap_comes_before_the_temperature(arrays, chunk_tokens):
+    x_BTD, w_VD, targets_BT = arrays
+    found = token_log_probs(*arrays, chunk_tokens=chunk_tokens, temperature=0.7, softcap=2.0)
+    capped_BTV = 2.0 * jnp.tanh(jnp.einsum('BTD,VD->BTV', x_BTD, w_VD) / 2.0)
+    logp_BTV = jax.nn.log_softmax(capped_BTV / 0.7)
+    np.testing.assert_allclose(found.logp_BT, jnp.take_along_axis(logp_BTV, targets_BT[:, :, None], 2)[..., 0],
+                               rtol=1e-5, atol=1e-5)
