@@ -28,6 +28,7 @@ REQUIRED = [
     'sentencepiece>=0.2.3',  # the tokenizer
     'tensorboard>=2.21.0',  # writes event files; needs no TensorFlow
     'tensorflow-datasets>=4.9.10',  # builders of data sets; needs no TensorFlow with array_record
+    'tokenizers>=0.23.3',  # other people's tokenizers: tokenizer.json
     'vaderSentiment',  # a lexicon of sentiment: a yardstick, and a check that prompts carry none
 ]
 

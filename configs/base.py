@@ -173,7 +173,7 @@ def pretrain(model: ConfigDict) -> ConfigDict:
     with config.unlocked():
         config.model = model
         config.tokenizer = ConfigDict({
-            'path': placeholder(str),   # a SentencePiece model to use; empty: one is trained on the training data.
+            'path': placeholder(str),   # a .model of ours, or a folder of somebody's tokenizer; empty: one is trained.
             'train_bytes': 10_000_000,  # of text that it is trained on, at most.
         })
         config.z_loss = 0.0             # coefficient of the squared log-partition (PaLM: 1e-4).

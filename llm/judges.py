@@ -106,11 +106,10 @@ def read(tokenizer: Tokenizer, trajectories: Trajectories) -> Answers:
     for tokens_T, mask_T in zip(trajectories.tokens_BT.tolist(), trajectories.mask_BT.tolist()):
         said = [token for token, chosen in zip(tokens_T, mask_T) if chosen]
         before = tokens_T[:mask_T.index(1.0)]
-        begun = before[len(before) - before[::-1].index(special['assistant']):]
         prompts.append(tokenizer.show(before))
         ended.append(said[-1] == special['eos'])
         tokens.append(said[:-1] if ended[-1] else said)
-        messages.append(tokenizer.decode(begun + tokens[-1]))
+        messages.append(tokenizer.decode(tokenizer.begun(before) + tokens[-1]))
     return Answers(prompts, tokens, [tokenizer.decode(said) for said in tokens], messages,
                    *(np.sum(x_BT, axis=1, dtype=np.float64) for x_BT in (
                        trajectories.reward_BT, trajectories.logp_old_BT - trajectories.logp_ref_BT,

@@ -26,11 +26,12 @@ from llm.run import Parent, read_result, Result, Run
 from llm.sharding import AxisRules, check_batch, make_mesh
 
 # What a stage asks of the checkpoint behind each of its config keys: allowed stages, and the head.
+# An import (`interop`) may stand for any of them: what its weights were trained for, only its user knows.
 PARENTS = {
-    'pretrain': {'init_from': (('pretrain',), 'token')},
-    'sft': {'init_from': (('pretrain', 'sft'), 'token')},
-    'reward': {'init_from': (('sft',), 'token')},
-    'ppo': {'init_from': (('sft',), 'token'), 'reward_from': (('reward',), 'scalar')},
+    'pretrain': {'init_from': (('pretrain', 'import'), 'token')},
+    'sft': {'init_from': (('pretrain', 'sft', 'import'), 'token')},
+    'reward': {'init_from': (('sft', 'import'), 'token')},
+    'ppo': {'init_from': (('sft', 'import'), 'token'), 'reward_from': (('reward', 'import'), 'scalar')},
 }
 # Config keys that hold a DataConfig. `choices` is only measured on, so its content is no part of a run's identity.
 _DATA_KEYS = ('data', 'prompt_data', 'ptx_data', 'gold_data', 'choices')
@@ -151,28 +152,29 @@ def tokenizer_identity(config: StageConfig, parents: dict[str, Parent]) -> str |
     """SHA-256 of the tokenizer that is given; None for one that the stage will train from its data."""
     if parents:
         return parents['init_from'].manifest.tokenizer['sha256']
-    return Tokenizer.from_file(config.tokenizer.path).sha256 if config.tokenizer.path else None
+    return Tokenizer.from_path(config.tokenizer.path).sha256 if config.tokenizer.path else None
 
 
 def provide_tokenizer(run: Run) -> None:
-    """Puts the run's own `tokenizer.model` into its folder: the parent's, the configured one, or a new one."""
-    target, config = run.folder / 'tokenizer.model', run.config
-    given = run.parents['init_from'].folder / 'tokenizer.model' if run.parents else config.tokenizer.path
-    if target.exists():
+    """Puts the run's own tokenizer into its folder: the parent's, the configured one, or a new one."""
+    config, place = run.config, tokenizer_lib.place
+    given = place(run.parents['init_from'].folder) if run.parents else config.tokenizer.path
+    if place(run.folder).exists():
         pass
     elif given:
-        Tokenizer.from_file(str(given))
-        target.write_bytes(epath.Path(given).expanduser().read_bytes())
+        tokenizer_lib.install(str(given), run.folder)
     else:
         run.progress(f'{run.name} tokenizer', 0, 1)
         share = config.tokenizer.train_bytes // len(config.data.sources)
         texts = (text for name in config.data.sources for text in first_bytes(name, config.data, share))
-        tokenizer_lib.train(texts, config.model.vocab_size, config.tokenizer.train_bytes, str(target))
+        tokenizer_lib.train(texts, config.model.vocab_size, config.tokenizer.train_bytes, str(place(run.folder)))
         run.progress(f'{run.name} tokenizer', 1, 1)
     if run.parents and run.tokenizer.sha256 != run.identity['tokenizer']:
-        raise UserError(f'{target} has SHA-256 {run.tokenizer.sha256[:8]}, the parent was trained with '
-                        f'{run.identity["tokenizer"][:8]}; restore the parent\'s tokenizer.model')
-    if run.tokenizer.vocab_size != run.model_config.vocab_size:
+        raise UserError(f'{place(run.folder)} has SHA-256 {run.tokenizer.sha256[:8]}, the parent was trained with '
+                        f'{run.identity["tokenizer"][:8]}; restore the parent\'s {place(run.folder).name}')
+    # Released models have more rows than tokens, to be a multiple of something.
+    spare = run.model_config.vocab_size - run.tokenizer.vocab_size
+    if spare < 0 or spare and not run.tokenizer.foreign:
         raise UserError(f'model.vocab_size={run.model_config.vocab_size} is not the tokenizer\'s '
                         f'{run.tokenizer.vocab_size}; make them equal')
 

@@ -29,6 +29,9 @@ class Letters:
     def decode(self, ids):
         return ''.join(chr(index) for index in ids if index > 3)
 
+    def begun(self, prompt):
+        return prompt[len(prompt) - prompt[::-1].index(3):]
+
     def show(self, ids):
         return ''.join('_.?!'[index] if index < 4 else chr(index) for index in ids)
 

@@ -23,7 +23,7 @@ FLOORS = {
     'llm/identity.py': {'llm.config'},
     'llm/sharding.py': {'flax', 'jax', 'numpy', *DOOR},
     'llm/data': {'array_record', 'datasketch', 'etils', 'grain', 'numpy', 'py3langid', 'scipy', 'sentencepiece',
-                 'tensorflow_datasets', 'vaderSentiment', 'yaml', *DOOR},
+                 'tensorflow_datasets', 'tokenizers', 'vaderSentiment', 'yaml', *DOOR},
     'llm/model': {'flax', 'jax', *DOOR, 'llm.sharding'},
     'llm/objectives': {'jax', 'optax'},
     'llm/rollout': {'jax', *DOOR, 'llm.envs', 'llm.model', 'llm.sharding'},
@@ -57,7 +57,8 @@ FLOORS = {
 KEEPERS = {
     'orbax': {'llm/checkpoint.py'},
     'llm.stages': {'llm/pipeline.py', 'llm/stages'},
-    'sentencepiece': {'llm/data/tokenizer.py'},
+    'sentencepiece': {'llm/data/codecs.py', 'llm/data/shared.py', 'llm/data/tokenizer.py'},
+    'tokenizers': {'llm/data/codecs.py'},
     'jinja2': {'llm/report'},
     'matplotlib': {'llm/report'},
     'llm.main': {'llm/interop/export_hf.py', 'llm/interop/import_hf.py'},  # commands of their own
@@ -122,6 +123,7 @@ def test_every_floor_exists(floor):
     ('llm/provenance.py', 'import jax'),
     ('llm/stages/sft.py', 'import sentencepiece'),
     ('llm/data/rows.py', 'import sentencepiece'),
+    ('llm/data/foreign.py', 'import tokenizers'),
     ('llm/envs/preference.py', 'from llm.rollout import generate'),
     ('configs/sft.py', 'from llm.config import ModelConfig'),
     ('configs/sft.py', 'import numpy'),

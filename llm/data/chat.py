@@ -37,6 +37,7 @@ class ChatFormat:
     user: tuple[str, str]
     answer: str = ''  # before an answer: where the policy begins
     said: tuple[str, str] = ('', '')  # around an answer's content, and learned like it
+    thought: str = ''  # what a chat's last message has before its content, where it is an answer
     end: str  # the control token after an answer
     after: str = ''  # between an answer's end and what follows
     default_system: str | None = None  # said where a chat has no system message
@@ -63,7 +64,8 @@ class ChatFormat:
             if before == 'assistant':
                 made += self._split(self.after)
             if role == 'assistant':
-                made += [*self._split(self.answer), *self.answered(content, goes_on=goes_on and number == len(turns))]
+                last = number == len(turns)
+                made += [*self._split(self.answer), *self.answered(content, last=last, goes_on=goes_on and last)]
             else:
                 made += self._told(role, content)
             before = role
@@ -75,8 +77,13 @@ class ChatFormat:
             return self.runs(messages, goes_on=True)
         return _joined([*self.runs(messages), *self._split(self.answer)])
 
-    def answered(self, content: str, *, goes_on: bool = False) -> list[Run]:
-        """An answer and its end."""
+    def answered(self, content: str, *, last: bool = True, goes_on: bool = False) -> list[Run]:
+        """An answer and its end; `last`: nothing follows it."""
+        if self.thought and '</think>' in content:
+            raise UserError(f'chat template {self.name} takes thoughts out of answers, and one has </think>; leave '
+                            'thoughts out of chats')
+        if self.thought and last:
+            content = self.thought + content.lstrip('\n')
         text = self.said[0] + (content.strip() if self.trims else content)
         return _joined([Run(text, False, True)] if goes_on else
                        [Run(text + self.said[1], False, True), Run(self.end, True, True)])
@@ -135,10 +142,10 @@ def _joined(runs: list[Run]) -> list[Run]:
     return made
 
 
-def _chatml(name: str, default_system: str | None = None) -> ChatFormat:
+def _chatml(name: str, default_system: str | None = None, thought: str = '') -> ChatFormat:
     return ChatFormat(name=name, marks=('<|im_start|>', '<|im_end|>'), system=('<|im_start|>system\n', '<|im_end|>\n'),
                       user=('<|im_start|>user\n', '<|im_end|>\n'), answer='<|im_start|>assistant\n', end='<|im_end|>',
-                      after='\n', default_system=default_system)
+                      after='\n', default_system=default_system, thought=thought)
 
 
 def _llama3(name: str, before_system: str = '', default_system: str | None = None) -> ChatFormat:
@@ -171,6 +178,7 @@ FORMATS = {form.name: form for form in (
     _chatml('smollm2', 'You are a helpful AI assistant named SmolLM, trained by Hugging Face'),
     _chatml('qwen2', 'You are a helpful assistant.'),
     _chatml('qwen2.5', 'You are Qwen, created by Alibaba Cloud. You are a helpful assistant.'),
+    _chatml('qwen3', thought='<think>\n\n</think>\n\n'),
     _llama3('llama3'),
     _llama3('llama3.1', _DATE, ''),
     _gemma('gemma', None),
@@ -178,18 +186,50 @@ FORMATS = {form.name: form for form in (
     _mistral('mistral-v0.1', ' '),
     _mistral('mistral-v0.2', ''),
     ChatFormat(name='llama2', marks=(BOS, EOS), system=('<<SYS>>\n', '\n<</SYS>>\n\n'),
-               user=(BOS + '[INST] ', ' [/INST]'), said=(' ', ' '), end=EOS, in_user=True, trims='turns', alternates=True),
+               user=(BOS + '[INST] ', ' [/INST]'), said=(' ', ' '), end=EOS, in_user=True, trims='turns',
+               alternates=True),
     ChatFormat(name='zephyr', marks=(EOS,), system=('<|system|>\n', EOS + '\n'), user=('<|user|>\n', EOS + '\n'),
                answer='<|assistant|>\n', end=EOS, after='\n'),
 )}
-# SHA-256 of the Jinja templates that write one of these, as models were released with them.
-_KNOWN: dict[str, str] = {
+# SHA-256 of the Jinja templates that write one of these, as models were released with them: with line ends in their
+# texts as such or as \n, and with or without one after the last line. llama3.1 is also Llama 3.2's, which has the day's
+# date where it is not told another; here the date is always the same.
+KNOWN: dict[str, str] = {
+    '153280e3ff55d19da1398bdb3914ee2a51b80429bfaedde11d7d216c39db80f3': 'chatml',
+    'fcf7a096fe99a48fd9ad2b250bf9237e96e8f48bffec1c7ea4d3f225176cd40e': 'chatml',
+    '872be49dbb638044ad01b60388f48d469ff2980e5f0dccdc22ec907db54d0788': 'smollm2',
+    'de9cde7d1b0ca0cc87459a6673e0d12fb89c070bdb24e4a30b6e4d187b226221': 'smollm2',
+    '793202280c0910ab26bc6eb57c8212c2417324c6d8c4efd0d10d59092ab3e3eb': 'qwen2',
+    'f0206845c9ebc3abb4735d44f286eb81ce99238ad2accc710c6fc60e6cb8ccc8': 'qwen2',
+    '55b2f4a26ac9ee719330a61a0c39d9e538b0e9322212f048326318cff4f8674a': 'qwen2.5',
+    'cd8e9439f0570856fd70470bf8889ebd8b5d1107207f67a5efb46e342330527f': 'qwen2.5',
+    'a55ee1b1660128b7098723e0abcd92caa0788061051c62d51cbe87d9cf1974d8': 'qwen3',
+    'e132ae041e1217b5e1114eb9dc292484a7f478df945d72fa49ba01b88d8ec01a': 'qwen3',
+    '4f46ecd43418f216df8c26936c60e5d04bcc81db47db5d86fbe889f64212dd4c': 'llama3',
+    'ba03a121d097859c7b5b9cd03af99aafe95275210d2876f642ad9929a150f122': 'llama3',
+    '5816fce10444e03c2e9ee1ef8a4a1ea61ae7e69e438613f3b17b69d0426223a4': 'llama3.1',
+    '93c0e9aa3629bbd77e68dbc0f5621f6e6b23aa8d74b932595cdb8d64684526d7': 'llama3.1',
+    'd82792f95932f1c9cef5c4bd992f171225e3bf8c7b609b4557c9e1ec96be819f': 'llama3.1',
+    'e10ca381b1ccc5cf9db52e371f3b6651576caee0a630b452e2816b2d404d4b65': 'llama3.1',
+    '1e51d5c0fec2f83da1953fb850b7b532b7da02d0dc35f9201e671e0b9a35a123': 'gemma',
+    'ecd6ae513fe103f0eb62e8ab5bfa8d0fe45c1074fa398b089c93a7e70c15cfd6': 'gemma',
+    '7de1c58e208eda46e9c7f86397df37ec49883aeece39fb961e0a6b24088dd3c4': 'gemma3',
+    '8d9e3a3c114fb2053ec500184677af4f7e5f8ec2582443cd535834e68b3ade29': 'gemma3',
+    '26a59556925c987317ce5291811ba3b7f32ec4c647c400c6cc7e3a9993007ba7': 'mistral-v0.2',
+    '5951babac5d8025290ba7b3167799edc85091ba3f1617a4604cfed71421159cb': 'mistral-v0.1',
+    '7e995b379ec01747807246483647cd99030abf331653f1119e16d7ac041a3495': 'mistral-v0.1',
+    '1623de5159d584da0b6c78f86ae57b2328746122f2c58446ab7f84bce8c7c57f': 'llama2',
+    '17b9854f459dd1e767c9a01a117f61fc1ddf30ca7e5fdd450e4ea20933f7933c': 'llama2',
+    '9780fae5bfea3cfd7be37d328c6edfd296a8869be8131495bbe7eb37e780c88c': 'llama2',
+    'e8d5b5a546d3f19df16a5320c614fab05bdc4edd50e850f1afd947b503ea41cf': 'llama2',
+    '4f39e3a4b9e3d369b42fd00d93a78f171914bb4e58ec84fc420433d7a153288a': 'zephyr',
+    '66291cf0045c2425a3a667cf3cbb7af2b11f09e025c02f97245323ab79119362': 'zephyr',
 }
 
 
 def recognise(template: str) -> ChatFormat | None:
     """The format that a Jinja template writes, where it is exactly one of those known here, or of our own."""
-    name = _KNOWN.get(hashlib.sha256(template.encode()).hexdigest())
+    name = KNOWN.get(hashlib.sha256(template.encode()).hexdigest())
     return FORMATS[name] if name else _by_jinja().get(template)
 
 
@@ -200,8 +240,9 @@ def jinja(form: ChatFormat) -> str:
         "{{ raise_exception('this chat format has no system message') }}")
     user = _say(form.user[0], content, form.user[1])
     if form.in_user:  # the system message is told with the message after it
-        told = f"{_quoted(form.system[0])} ~ messages[0]['content'] ~ {_quoted(form.system[1])} ~ "
-        told += f"({content})" if form.trims == 'contents' else "message['content']"
+        told = ' ~ '.join(filter(None, [
+            _quoted(form.system[0]), "messages[0]['content']", _quoted(form.system[1]),
+            f'({content})' if form.trims == 'contents' else "message['content']"]))
         first = _say(form.user[0], f'({told})' + ('' if form.trims == 'contents' else ' | trim'), form.user[1])
         system, user = '', ("{% if loop.index0 == 1 and messages[0]['role'] == 'system' %}" + first
                             + '{% else %}' + user + '{% endif %}')
@@ -209,6 +250,9 @@ def jinja(form: ChatFormat) -> str:
         "{% if messages[0]['role'] != 'system' %}" + _say(form.system[0] + form.default_system + form.system[1], '', '')
         + '{% endif %}')
     answer = _say(form.answer + form.said[0], content, form.said[1] + form.end + form.after)
+    if form.thought:
+        answer = ('{% if loop.last %}' + _say(form.answer + form.thought, "message['content'].lstrip('\\n')",
+                                              form.end + form.after) + '{% else %}' + answer + '{% endif %}')
     return (_say(form.begin, '', '') + default + '{% for message in messages %}'
             + "{% if message['role'] == 'system' %}" + system + "{% elif message['role'] == 'user' %}" + user
             + '{% else %}' + answer + '{% endif %}{% endfor %}'
@@ -221,8 +265,8 @@ def _by_jinja() -> dict[str, ChatFormat]:
 
 
 def _say(before: str, expression: str, after: str) -> str:
-    """What writes a text, the value of an expression (none where it is empty) and a text."""
-    parts = [_quoted(before) if before else '', f'({expression})' if expression else '', _quoted(after) if after else '']
+    """What writes a text, the value of an expression and a text; of these, those that are not empty."""
+    parts = [_quoted(before), f'({expression})' if expression else '', _quoted(after)]
     return '{{ ' + ' ~ '.join(filter(None, parts)) + ' }}' if any(parts) else ''
 
 
@@ -231,4 +275,4 @@ def _quoted(text: str) -> str:
     variables = {BOS: 'bos_token', EOS: 'eos_token'}
     parts = [part for part in re.split(f'({re.escape(BOS)}|{re.escape(EOS)})', text) if part]
     escapes = str.maketrans({'\\': '\\\\', "'": "\\'", '\n': '\\n'})
-    return ' ~ '.join(variables.get(part) or f"'{part.translate(escapes)}'" for part in parts) or "''"
+    return ' ~ '.join(variables.get(part) or f"'{part.translate(escapes)}'" for part in parts)

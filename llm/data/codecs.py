@@ -23,6 +23,7 @@ import tokenizers
 from llm.errors import UserError
 
 _SPACE_MARK = '\u2581'  # how SentencePiece writes a space
+_SPACES = ('', ' ', _SPACE_MARK)
 _BYTE_PIECE = re.compile(r'<0x[0-9A-F]{2}>')
 # Appended to a model: normalizer_spec { add_dummy_prefix: false }; a later field of protobuf overrides an earlier one.
 _NO_DUMMY_PREFIX = b'\x1a\x02\x18\x00'
@@ -32,11 +33,15 @@ class SentencePiece:
     """A SentencePiece model. Raises ValueError where the bytes are none.
 
     Attributes: vocab_size; names, id -> text of every control token; token_bytes_V, int64, UTF-8 bytes that each token
-    stands for (0 for control tokens); unk_id, or None; roles, 'bos' and the like -> the text of the model's own.
+    stands for (0 for control tokens); unk_id, or None; roles, 'bos' and the like -> the text of the model's own; begin,
+    ids that it puts before a document.
     """
 
-    def __init__(self, model: bytes, marks: Iterable[str] = (), *, exact: bool = False):
-        """`marks` are control tokens besides those that the model calls so; `exact`: decode(encode(x)) == x."""
+    def __init__(self, model: bytes, marks: Iterable[str] = (), *, exact: bool = False, scheme: str = ''):
+        """`marks` are control tokens besides those that the model calls so; `exact`: decode(encode(x)) == x.
+
+        `scheme`: what texts get the model's space before them, as for `TokenizerJson`; '': the first.
+        """
         try:
             self._model = sentencepiece.SentencePieceProcessor(model_proto=model)
             self._rest = sentencepiece.SentencePieceProcessor(model_proto=model + _NO_DUMMY_PREFIX)
@@ -46,10 +51,13 @@ class SentencePiece:
         self.unk_id = self._model.unk_id() if self._model.unk_id() >= 0 else None
         self.roles = {role: self._model.id_to_piece(index) for role, index in (
             ('bos', self._model.bos_id()), ('eos', self._model.eos_id()), ('pad', self._model.pad_id())) if index >= 0}
+        self._scheme = scheme
+        self.begin = [self._model.bos_id()] if self._model.bos_id() >= 0 else []
         chosen = {self._model.piece_to_id(mark) for mark in marks} - {self.unk_id}
+        self._hidden = {index for index in chosen if not self._model.is_control(index)}
         self.names = {index: self._model.id_to_piece(index) for index in range(self.vocab_size)
                       if self._model.is_control(index) or index in chosen}
-        matched = sorted({self.names[index] for index in chosen if not self._model.is_control(index)})
+        matched = sorted(self.names[index] for index in self._hidden)
         self._matched = re.compile('|'.join(map(re.escape, matched))) if matched else None
         self._space_mark_ids = [self._model.piece_to_id(f'<0x{byte:02X}>')
                                 for byte in _SPACE_MARK.encode()] if exact else None
@@ -74,14 +82,18 @@ class SentencePiece:
             return self.encode(parts[0]) + [index for part in parts[1:]
                                             for index in (*self._space_mark_ids, *self.encode(part))]
         cuts = [match.start() + 1 for match in self._matched.finditer(text)] if self._matched else []
+        spaced = first
+        if self._scheme:
+            spaced = (self._scheme == 'always' or first and self._scheme == 'first') and text[:1] not in _SPACES
         ids: list[int] = []
         for begin, end in itertools.pairwise((0, *cuts, len(text))):
-            ids += (self._model if first and not begin else self._rest).encode(text[begin:end])
+            ids += (self._model if spaced and not begin else self._rest).encode(text[begin:end])
         return ids
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of the ids without control tokens; bytes that are not UTF-8 become U+FFFD."""
-        return self._model.decode([index for index in map(int, ids) if index < self.vocab_size])
+        return self._model.decode([index for index in map(int, ids)
+                                   if index < self.vocab_size and index not in self._hidden])
 
 
 class TokenizerJson:
@@ -90,10 +102,22 @@ class TokenizerJson:
     The same attributes as `SentencePiece`; truncation and padding that the file asks for are left out.
     """
 
-    def __init__(self, content: bytes, marks: Iterable[str] = ()):
-        """`marks` are control tokens besides those that the file calls special."""
+    def __init__(self, content: bytes, marks: Iterable[str] = (), *, scheme: str = ''):
+        """`marks` are control tokens besides those that the file calls special.
+
+        `scheme`: for a vocabulary of SentencePiece's kind, what stands for the file's own way with spaces: Metaspace,
+        which puts one before 'always' every text, the 'first' or 'never' one, unless it begins with a space.
+        """
         data = read_json(content)
-        data |= {'truncation': None, 'padding': None}
+        try:
+            self._read(data | {'truncation': None, 'padding': None}, set(marks), scheme)
+        except (AttributeError, KeyError, TypeError):
+            raise ValueError('it is not as tokenizers writes it') from None
+
+    def _read(self, data: dict[str, Any], marks: set[str], scheme: str) -> None:
+        if scheme and 'ByteLevel' not in _kinds(data.get('decoder')):
+            data |= {'normalizer': None, 'pre_tokenizer': {
+                'type': 'Metaspace', 'replacement': _SPACE_MARK, 'prepend_scheme': scheme, 'split': False}}
         for token in data.get('added_tokens') or ():
             token['special'] = token['special'] or token['content'] in marks
         self._model = _backend(data)
@@ -102,6 +126,7 @@ class TokenizerJson:
         self._ids = self._model.get_vocab(with_added_tokens=True)
         self.vocab_size = max(self._ids.values()) + 1
         unknown = data['model'].get('unk_token') or data['model'].get('unk_id')
+        unknown = None if unknown in marks else unknown  # it is a control token first, as in GPT-2
         self.unk_id = self._ids.get(unknown) if isinstance(unknown, str) else unknown
         self.roles: dict[str, str] = {}  # the file names none
         special = {token['content'] for token in data.get('added_tokens') or () if token['special']}
@@ -139,7 +164,7 @@ class TokenizerJson:
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of the ids without control tokens; bytes that are not UTF-8 become U+FFFD."""
-        return self._model.decode([index for index in map(int, ids) if index not in self.names],
+        return self._model.decode([index for index in map(int, ids) if index not in self._forbidden],
                                   skip_special_tokens=False)
 
 

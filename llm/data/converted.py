@@ -48,11 +48,15 @@ def from_gguf(metadata: Mapping[str, Any], where: str) -> dict[str, bytes]:
     if kind == 'gpt2':
         model = {'tokenizer.json': _bpe(tokens, types, of('merges'), of('pre'), where)}
     elif kind == 'llama':
-        model = {'tokenizer.model': _sentencepiece(tokens, types, of('scores'), named, of('add_space_prefix', True), where)}
+        spaced = bool(of('add_space_prefix', True))
+        model = {'tokenizer.model': _sentencepiece(tokens, types, of('scores'), named, spaced, where)}
     else:
         raise UserError(f"{where}: tokenizer.ggml.model={kind!r} is not known; use a file with 'gpt2' or 'llama'")
     config = {f'{role}_token': tokens[index] for role, index in named.items() if index is not None}
-    config['add_bos_token'] = bool(of('add_bos_token', kind == 'llama'))
+    config |= {'add_bos_token': bool(of('add_bos_token', kind == 'llama')), 'clean_up_tokenization_spaces': False,
+               'tokenizer_class': 'PreTrainedTokenizerFast' if kind == 'gpt2' else 'LlamaTokenizer'}
+    if of('add_space_prefix') is False:
+        config['add_prefix_space'] = False
     files = {**model, 'tokenizer_config.json': json.dumps(config, ensure_ascii=False).encode()}
     template = metadata.get('tokenizer.chat_template')
     return {**files, 'chat_template.jinja': template.encode()} if template else files

@@ -8,6 +8,7 @@ Left out: code that comes with a tokenizer, and templates: nothing of either is 
 
 from collections.abc import Mapping
 import hashlib
+import json
 from typing import Any, NamedTuple
 
 from etils import epath
@@ -41,8 +42,11 @@ class Parts(NamedTuple):
 
 
 def gather(folder: epath.Path) -> dict[str, bytes]:
-    """The tokenizer files of a folder, by the names under which a run keeps them; raises UserError where it has none."""
+    """A folder's tokenizer files, by the names under which a run keeps them; raises UserError where it has none."""
     files = {name: _bytes(folder / name) for name in BESIDE if (folder / name).is_file()}
+    if _is_mistral(folder) and (folder / 'tokenizer.json').is_file():
+        config = _json(files, 'tokenizer_config.json', str(folder))
+        files['tokenizer_config.json'] = json.dumps({**config, 'tokenizer_class': 'TokenizersBackend'}).encode()
     for name, kept in (('tokenizer.json', 'tokenizer.json'), ('tokenizer.model', 'tokenizer.model'),
                        ('spiece.model', 'tokenizer.model')):
         if (folder / name).is_file():
@@ -51,6 +55,12 @@ def gather(folder: epath.Path) -> dict[str, bytes]:
         config = _json(files, 'tokenizer_config.json', str(folder))
         return {'tokenizer.json': converted.wordpiece(_bytes(folder / 'vocab.txt'), config, str(folder)), **files}
     raise UserError(f'{folder} has no tokenizer; name a folder with tokenizer.json, tokenizer.model or vocab.txt')
+
+
+def _is_mistral(folder: epath.Path) -> bool:
+    """Whether it is a model for which transformers 5 runs tokenizer.json as it is, whatever class the config names."""
+    config = {'config.json': _bytes(folder / 'config.json')} if (folder / 'config.json').is_file() else {}
+    return str(_json(config, 'config.json', str(folder)).get('model_type')) in ('mistral', 'mixtral', 'ministral')
 
 
 def with_chat_template(files: Mapping[str, bytes], name: str) -> dict[str, bytes]:
@@ -69,63 +79,62 @@ def save(files: Mapping[str, bytes], folder: epath.Path) -> None:
         partial.replace(folder / name)
 
 
-def load(folder: epath.Path) -> dict[str, bytes]:
-    """The files of a run's own tokenizer; raises UserError where the model is not among them."""
-    files = {name: _bytes(folder / name) for name in (*MODELS, *BESIDE) if (folder / name).is_file()}
-    if len(files.keys() & set(MODELS)) != 1:
-        raise UserError(f'{folder} must have one of {" and ".join(MODELS)}; restore the tokenizer that the run had')
-    return files
-
-
 def parts(files: Mapping[str, bytes], where: str) -> Parts:
     """What these files are to us; raises UserError, one line, for whatever in them is damaged or contradicts itself."""
     config = _json(files, 'tokenizer_config.json', where)
-    tokens = _declared(config, _json(files, 'special_tokens_map.json', where), where)
-    added = {int(index): _content(token) for index, token in (config.get('added_tokens_decoder') or {}).items()}
+    try:
+        tokens = _declared(config, _json(files, 'special_tokens_map.json', where), where)
+        added = {int(index): _content(token) for index, token in (config.get('added_tokens_decoder') or {}).items()}
+        special = _special(config)
+    except UserError:
+        raise
+    except (AttributeError, TypeError, ValueError):
+        raise UserError(f'{where}: tokenizer_config.json or special_tokens_map.json is not as transformers writes '
+                        'it; restore that file') from None
     template = _template(files, config, where)
     form = chat.recognise(template) if template else None
-    marks = {*(mark for mark in (form.marks if form else ()) if mark not in (chat.BOS, chat.EOS)),
-             *(token for role, token in tokens.items() if role != 'unk'), *_special(config)}
+    marks = {mark for mark in (form.marks if form else ()) if mark not in (chat.BOS, chat.EOS)}
+    marks |= special | {token for role, token in tokens.items() if role != 'unk'}
     name = next(name for name in MODELS if name in files)
     try:
-        codec = (SentencePiece if name == 'tokenizer.model' else TokenizerJson)(files[name], marks)
+        kind = SentencePiece if name == 'tokenizer.model' else TokenizerJson
+        codec = kind(files[name], marks, scheme=_scheme(config))
     except ValueError as error:
         raise UserError(f'{where}/{name}: {error}; restore that file') from None
-    wrong = {token: index for index, token in added.items() if codec.id_of(token) != index}
-    wrong |= {token: None for token in tokens.values() if codec.id_of(token) is None}
-    if wrong:
-        token, index = next(iter(wrong.items()))
-        raise UserError(f'{where}/{name} has no token {token!r}' + ('' if index is None else f' with id {index}')
-                        + ', which a file beside it names; save the tokenizer again with transformers')
+    wrong = [(token, f' with id {index}') for index, token in added.items() if codec.id_of(token) != index]
+    wrong += [(token, '') for token in tokens.values() if codec.id_of(token) is None]
+    for token, at in wrong:
+        raise UserError(f'{where}/{name} has no token {token!r}{at}, which a file beside it names; save the tokenizer '
+                        'again with transformers')
     if name == 'tokenizer.json':
         _contradictions(read_json(files[name]), config, where)
     tokens = {**_customary(codec, tokens), **tokens}
-    return _understood(codec, tokens, form, template, config, where,
-                       digest({name: hashlib.sha256(content).hexdigest() for name, content in files.items()}))
-
-
-def _understood(codec, tokens, form, template, config, where, sha256) -> Parts:
-    ids = {role: codec.id_of(token) for role, token in tokens.items()}
     eos, bos = (tokens.get(one) or tokens.get(other) for one, other in (('eos', 'sep'), ('bos', 'cls')))
     if eos is None:
         raise UserError(f'{where} names no eos_token; name one in tokenizer_config.json')
-    if form:
-        form = form.bind(bos or eos, eos)
-        missing = [mark for mark in form.marks if codec.id_of(mark) not in codec.names]
-        if missing:
-            raise UserError(f'{where} has the chat template {form.name}, but no control token {missing[0]!r}; '
-                            'use another chat template')
-    end = codec.id_of(eos)
-    special = {'pad': ids.get('pad', ids.get('unk', codec.unk_id)), 'bos': codec.id_of(bos or eos),
-               'eos': codec.id_of(form.end) if form else end}
-    special['pad'] = end if special['pad'] is None else special['pad']
-    special |= {role: ids[role] for role in ('unk', 'mask') if role in ids}
-    if isinstance(codec, TokenizerJson):
-        begin = codec.begin or [end]
-    else:
-        begin = [special['bos'] if config.get('add_bos_token', True) else end]
-    known = form.name if form else 'unknown-' + hashlib.sha256(template.encode()).hexdigest()[:8] if template else ''
-    return Parts(codec, special, begin, [end], form, known, sha256)
+    form = _bound(form, bos or eos, eos, codec, where) if form else None
+    ids = {role: codec.id_of(token) for role, token in tokens.items()} | {
+        'bos': codec.id_of(bos or eos), 'eos': codec.id_of(form.end if form else eos)}
+    pads = (ids.get('pad'), ids.get('unk'), codec.unk_id, codec.id_of(eos))
+    ids['pad'] = next(index for index in pads if index is not None)
+    begin, end = codec.begin, [codec.id_of(eos)]
+    if 'add_bos_token' in config:
+        begin = [ids['bos']] if config['add_bos_token'] else []
+    unknown = 'unknown-' + hashlib.sha256(template.encode()).hexdigest()[:8] if template else ''
+    return Parts(codec, {role: ids[role] for role in ('pad', 'bos', 'eos', 'unk', 'mask') if role in ids},
+                 begin or end, end, form, form.name if form else unknown,
+                 digest({name: hashlib.sha256(content).hexdigest() for name, content in files.items()}))
+
+
+def _bound(form: chat.ChatFormat, bos: str, eos: str, codec: SentencePiece | TokenizerJson, where: str
+           ) -> chat.ChatFormat:
+    """The format with the tokenizer's own tokens; raises UserError where it lacks one as a control token."""
+    form = form.bind(bos, eos)
+    for mark in form.marks:
+        if codec.id_of(mark) not in codec.names:
+            raise UserError(f'{where} has the chat template {form.name}, but no control token {mark!r}; use another '
+                            'chat template')
+    return form
 
 
 def _bytes(path: epath.Path) -> bytes:
@@ -151,6 +160,18 @@ def _content(token: Any) -> str | None:
     return text
 
 
+def _scheme(config: Mapping) -> str:
+    """Which texts get a space before them where a class of transformers says so itself; '' where the model's file does.
+
+    It has its own way since version 5: a text that begins with a space gets none.
+    """
+    if str(config.get('tokenizer_class')).removesuffix('Fast') != 'LlamaTokenizer':
+        return ''
+    if config.get('add_prefix_space') is False:
+        return 'never'
+    return 'always' if config.get('legacy') else 'first'
+
+
 def _declared(config: Mapping, also: Mapping, where: str) -> dict[str, str]:
     """Tokens by role, as the files name them; raises UserError where two files name different ones."""
     found: dict[str, str] = {}
@@ -169,7 +190,7 @@ def _special(config: Mapping) -> set[str]:
               for token in (config.get(key) or ()) if isinstance(config.get(key), list)]
     added = [token for token in (config.get('added_tokens_decoder') or {}).values()
              if isinstance(token, dict) and token.get('special')]
-    return {_content(token) for token in (*listed, *added)}
+    return {_content(token) for token in (*listed, *added)} - {None}
 
 
 def _customary(codec: SentencePiece | TokenizerJson, tokens: Mapping[str, str]) -> dict[str, str]:

@@ -60,6 +60,22 @@ def train(texts: Iterable[str], vocab_size: int, train_bytes: int, path: str) ->
     partial.replace(target)
 
 
+def place(folder: epath.PathLike) -> epath.Path:
+    """Where a run's tokenizer is: the folder of a foreign one where that is there, else the file of our own."""
+    theirs = epath.Path(folder) / FOREIGN
+    return theirs if any((theirs / name).exists() for name in foreign.MODELS) else epath.Path(folder) / OWN
+
+
+def install(path: str, folder: epath.Path) -> None:
+    """Copies a tokenizer, as `Tokenizer.from_path` takes it, into a run's folder; raises UserError for a bad one."""
+    source = epath.Path(path).expanduser()
+    Tokenizer.from_path(path)
+    if source.is_dir():
+        foreign.save(foreign.gather(source), folder / FOREIGN)
+    else:
+        (folder / OWN).write_bytes(source.read_bytes())
+
+
 def _first_bytes(texts: Iterable[str], limit: int) -> Iterator[str]:
     for text in texts:
         data = text.encode()[:limit]
@@ -106,12 +122,15 @@ class Tokenizer:
                                  hashlib.sha256(model).hexdigest()), is_foreign=False)
 
     @classmethod
+    def from_path(cls, path: str) -> 'Tokenizer':
+        """One of ours by its file, or a foreign one by its folder."""
+        folder = epath.Path(path).expanduser()
+        return cls.from_files(foreign.gather(folder), path) if folder.is_dir() else cls.from_file(path)
+
+    @classmethod
     def from_folder(cls, folder: epath.PathLike) -> 'Tokenizer':
-        """The tokenizer of a run, by its folder: `tokenizer.model` is ours, `tokenizer/` holds a foreign one."""
-        folder = epath.Path(folder)
-        if not (folder / FOREIGN).is_dir():
-            return cls.from_file(str(folder / OWN))
-        return cls.from_files(foreign.load(folder / FOREIGN), str(folder / FOREIGN))
+        """The tokenizer of a run, by the run's folder."""
+        return cls.from_path(str(place(folder)))
 
     @classmethod
     def from_files(cls, files: Mapping[str, bytes], where: str) -> 'Tokenizer':
@@ -165,7 +184,7 @@ class Tokenizer:
         return self._coded(self._format.answered(text), first=False)[0]
 
     def begun(self, prompt: list[int]) -> list[int]:
-        """The end of what `encode_prompt` gave: the beginning that an answer was given, mostly nothing."""
+        """The end of what `encode_prompt` gave: the beginning that an answer was given, mostly none."""
         for cue in (self._coded(runs, first=False)[0] for runs in self._format.cues()):
             for start in range(len(prompt) - len(cue), -1, -1):
                 if prompt[start:start + len(cue)] == cue:

@@ -98,7 +98,7 @@ def _find(reference: str) -> tuple[epath.Path, Manifest]:
 def _tokenizer_files(folder: epath.Path, manifest: Manifest) -> dict[str, bytes]:
     """Of a foreign tokenizer its own files; of ours what says the same to transformers."""
     if (folder / FOREIGN).is_dir():
-        return foreign.load(folder / FOREIGN)
+        return foreign.gather(folder / FOREIGN)
     return shared.files((folder / OWN).read_bytes(), manifest.tokenizer['special_ids'])
 
 
