@@ -17,7 +17,7 @@ from llm.model.xlnet import XLNet
 
 def make_model(config: ModelConfig, exec_config: ExecConfig, head: str = 'token',
                dropout: float = 0.0) -> Transformer | XLNet:
-    """XLNet has all its parameters only if they are made from `init_inputs`: a bare text meets no types and no targets."""
+    """XLNet has all its parameters only where `init_inputs` makes them: bare text meets no types and no targets."""
     return (XLNet if config.kind == 'two_stream' else Transformer)(config, exec_config, head, dropout)
 
 
