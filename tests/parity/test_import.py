@@ -1,10 +1,13 @@
 """Models of every family as transformers saves them: imported, they give its logits, gradients and greedy answers."""
 
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from llm.interop import config_json
 from llm.interop.families import FAMILIES
 from llm.interop.import_hf import read_model
 from llm.rollout.generate import make_generate
@@ -50,6 +53,13 @@ def test_gradients_are_those_of_transformers(name):
             np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-3 * largest + 1e-6,
                                        err_msg=f'{batch} {jax.tree_util.keystr(path)}')
         jax.tree_util.tree_map_with_path(check, ours.computed(name, batch)[2], wanted)
+
+
+@every_model
+def test_a_config_in_the_words_of_released_models_means_the_same(name):
+    folder = references.FOLDER / 'models' / name
+    new, old = (json.loads((folder / file).read_text()) for file in ('model/config.json', 'released.json'))
+    assert config_json.decode(old) == config_json.decode(new)
 
 
 @every_model

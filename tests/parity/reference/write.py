@@ -3,13 +3,16 @@
     python -m tests.parity.reference.write FOLDER
 
 In: nothing. Out: FOLDER/models/<case>/model, as `save_pretrained` writes it; .../gradients/<batch>, the gradients of
-the loss in the same format, so that they are imported as weights are; .../expected.npz, arrays named
-`<batch>/in/<input>`, `<batch>/out/<output>`, `<batch>/label/<output>`, `<batch>/loss`, and `decode/*`.
+the loss in the same format, so that they are imported as weights are; .../released.json, the config.json in the words
+of older versions, as most released models have it; .../expected.npz, arrays named `<batch>/in/<input>`,
+`<batch>/out/<output>`, `<batch>/label/<output>`, `<batch>/loss`, and `decode/*`.
 FOLDER/tokenizers: see `texts.py`. Left out: any comparison. Imports no jax.
 """
 
+import json
 import pathlib
 import sys
+from typing import Any
 
 import numpy as np
 import torch
@@ -39,6 +42,7 @@ def write(folder: pathlib.Path, case: zoo.Case, seed: int) -> None:
     model.save_pretrained(folder / 'model')
     if hasattr(model.config, 'vocab_size'):
         texts.characters(model.config.pad_token_id).save_pretrained(folder / 'model')
+    (folder / 'released.json').write_text(json.dumps(released(model.config)))
     arrays = {}
     for name, batch in case.batches(model.config, random).items():
         outputs = run(model, case.outputs, batch)
@@ -52,6 +56,26 @@ def write(folder: pathlib.Path, case: zoo.Case, seed: int) -> None:
     if case.decodes:
         arrays |= {f'decode/{key}': array for key, array in decode(model, random).items()}
     np.savez(folder / 'expected.npz', **arrays)
+
+
+def released(config: Any) -> dict[str, Any]:
+    """The keys that transformers 4 wrote, which transformers 5 reads as the same config."""
+    new = json.loads(config.to_json_string(use_diff=False))
+    old = {key: value for key, value in new.items() if key not in ('rope_parameters', '_sliding_window_pattern')}
+    old |= {'torch_dtype': old.pop('dtype'), 'transformers_version': '4.50.0'}
+    kinds = old.pop('layer_types', None)
+    if rope := new.get('rope_parameters'):
+        if 'full_attention' in rope:  # Gemma 3
+            old['sliding_window_pattern'] = kinds.index('full_attention') + 1
+            old['rope_local_base_freq'] = rope['sliding_attention']['rope_theta']
+            rope = rope['full_attention']
+        old['rope_theta'] = rope['rope_theta']
+        if rope['rope_type'] != 'default':
+            old['rope_scaling'] = {key: value for key, value in rope.items() if key != 'rope_theta'}
+    again = type(config)(**old)
+    for key in ('rope_parameters', 'layer_types', 'sliding_window', 'head_dim', 'tie_word_embeddings'):
+        assert getattr(again, key, None) == getattr(config, key, None), key
+    return old
 
 
 def run(model: torch.nn.Module, names: tuple[str, ...], batch: zoo.Batch) -> Outputs:
