@@ -74,7 +74,7 @@ def test_sentencepiece_is_run_as_it_is(model, text):
 def test_spaces_before_texts_are_those_of_the_class(model, legacy, first, later):
     codec = opened(model, tokenizer_class='LlamaTokenizer', legacy=legacy)._codec
     with_space, without = SentencePiece(model).encode('king'), SentencePiece(model).encode('king', first=False)
-    assert with_space != without == codec.encode(' king')[-len(without):] or codec.encode(' king') == with_space
+    assert with_space != without
     assert codec.encode('king') == (with_space if first else without)
     assert codec.encode('king', first=False) == (with_space if later else without)
     assert codec.encode(' king') == with_space and codec.encode(' king', first=False) == with_space

@@ -77,7 +77,8 @@ def test_named_templates_are_read_by_their_default(byte_level):
 
 def test_hash_is_of_every_file(byte_level):
     hashes = {opened(byte_level, eos_token='</s>', **more).sha256 for more in ({}, {'pad_token': '<s>'}, {'x': 1})}
-    hashes.add(opened({**byte_level, 'version': '1.0 '}, eos_token='</s>').sha256)
+    shorter = {**byte_level, 'model': {**byte_level['model'], 'merges': byte_level['model']['merges'][:-1]}}
+    hashes.add(opened(shorter, eos_token='</s>').sha256)
     more = foreign.with_chat_template(files(byte_level, eos_token='</s>'), 'chatml')
     hashes.add(Tokenizer.from_files(more, 'there').sha256)
     assert len(hashes) == 5
@@ -99,8 +100,8 @@ def test_run_keeps_a_folder_that_reads_the_same(tmp_path, byte_level):
     assert Tokenizer.from_folder(tmp_path / 'child').sha256 == kept.sha256
 
 
-def test_run_with_our_own_keeps_its_file(tmp_path, tokenizer):
-    tokenizer_lib.train([others.prose(1, 500)] * 3, 300, 10**6, str(tmp_path / 'mine.model'))
+def test_run_with_our_own_keeps_its_file(tmp_path):
+    tokenizer_lib.train((others.prose(number, 30) for number in range(50)), 320, 10**6, str(tmp_path / 'mine.model'))
     tokenizer_lib.install(str(tmp_path / 'mine.model'), epath.Path(tmp_path))
     kept = Tokenizer.from_folder(tmp_path)
     assert not kept.foreign and kept.sha256 == Tokenizer.from_file(str(tmp_path / 'mine.model')).sha256
