@@ -58,7 +58,7 @@ _VIEWS = {
 class Reviews(tfds.core.GeneratorBasedBuilder):
     """Rated review snippets, split by a hash of the snippet or of the near-copy that stands for it."""
 
-    VERSION = tfds.core.Version('3.1.0')
+    VERSION = tfds.core.Version('3.2.0')
     url_infos = None  # no URLs here; TFDS's way to look for them needs a package that it does not declare
     BUILDER_CONFIGS = [tfds.core.BuilderConfig(name=name, description=text)
                        for name, (text, _) in _VIEWS.items()]
@@ -146,13 +146,16 @@ def _rank(films):
     by_rating = sorted(films, key=lambda snippet: (snippet['mean'], snippet['id']))
     quarters = [by_rating[part * len(films) // GROUP_SIZE:][:size] for part in range(GROUP_SIZE)]
     for number in range(ROUNDS):
-        def order(snippet):
-            return fraction(f'rank {number} {snippet["text"]}'), snippet['id']
-        for group in zip(*(sorted(quarter, key=order) for quarter in quarters)):
-            group = sorted(group, key=order)  # a smaller K keeps the first answers: they must not be the lowest ones
+        for group in zip(*(_shuffled(quarter, f'rank {number}') for quarter in quarters)):
+            group = _shuffled(group, f'place {number}')  # a smaller K keeps the first answers: of any quarter
             yield f'{number}-{group[0]["id"]}', {
                 'prompt': WRITE_PROMPT, 'answers': [snippet['text'] for snippet in group],
                 'scores': [snippet['mean'] for snippet in group]}
+
+
+def _shuffled(snippets, salt):
+    """In the order of a hash of the salt and each snippet."""
+    return sorted(snippets, key=lambda snippet: (fraction(f'{salt} {snippet["text"]}'), snippet['id']))
 
 
 def _begin(split, films):
