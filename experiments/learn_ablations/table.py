@@ -1,7 +1,7 @@
 """The ablations beside the recipe: python experiments/learn_ablations/table.py PARENTS OUT [PARENTS OUT]...
 
 In: for every seed the workdir of its quickstart and the folder that run.sh has written.
-Out: Markdown tables: held-out numbers of PPO at step 12 and of the reward stage's chosen step: mean (least to most).
+Out: Markdown tables: held-out numbers of PPO at step 9 and of the reward stage's chosen step: mean (least to most).
 Left out: the runs themselves (run.sh).
 """
 
@@ -10,7 +10,7 @@ import pathlib
 import sys
 from typing import Any
 
-_STEP = 12
+_STEP = 9
 _COLUMNS = ('gold_deviations', 'reward', 'kl', 'ended', 'distinct_share', 'length')
 _VARIANTS = ('value_from_sft', 'no_whitening', 'fixed_kl', 'no_eos_penalty', 'ptx')
 
@@ -18,7 +18,7 @@ _VARIANTS = ('value_from_sft', 'no_whitening', 'fixed_kl', 'no_eos_penalty', 'pt
 def main() -> None:
     folders = list(map(pathlib.Path, sys.argv[1:]))
     parents, outs = folders[::2], folders[1::2]
-    table('PPO, step 12', _COLUMNS, {
+    table('PPO, step 9', _COLUMNS, {
         'recipe': [held_out(parent) for parent in parents],
         **{name: [held_out(out / name) for out in outs] for name in _VARIANTS}})
     table('reward, test pairs more than 1 apart', ('model', 'ridge'), {
