@@ -13,8 +13,6 @@ import jax
 import numpy as np
 
 from llm import pairs
-from llm.figures import over_rows
-from llm.model.transformer import Transformer
 from llm.pipeline import open_step
 from llm.stages import reward
 
@@ -27,12 +25,7 @@ def main() -> None:
                                    progress=lambda name, done, total: None)
         with jax.set_mesh(run.mesh):
             test = pairs.measured(run).test
-            model = Transformer(run.model_config, run.config.exec, head='scalar')
-
-            def score(params, batch):
-                groups = {'tokens_BRT': batch['tokens_BT'][:, None], 'length_BR': batch['length_B'][:, None]}
-                return reward.group_scores(model, params, groups, None)[:, 0]
-            scores = {workdir.name: over_rows(run, score)(params, pairs.rows_of(run, test)),
+            scores = {workdir.name: reward.answer_scores(run)(params, pairs.rows_of(run, test)),
                       'ridge': pairs.ridge(run, test.texts)}
         for name, score_A in scores.items():
             share = functools.partial(in_order, test.score_A, score_A)
