@@ -39,7 +39,7 @@ class ModelConfig:
         one_of('model.norm', self.norm, ('layernorm', 'rmsnorm'))
         one_of('model.mlp', self.mlp, ('gelu', 'swiglu'))
         at_least(1, self, 'vocab_size', 'model_dim', 'num_layers', 'num_heads', 'num_kv_heads', 'head_dim', 'mlp_dim',
-                  'max_positions', section='model.')
+                 'max_positions', section='model.')
         if self.positions == 'rotary' and self.head_dim % 2:
             raise UserError(f'model.head_dim={self.head_dim} is odd, and rotary positions turn pairs; use an even one')
         if self.num_heads % self.num_kv_heads:
@@ -217,7 +217,7 @@ class StageConfig:
 
     def __post_init__(self):
         at_least(1, self, 'batch_size', 'seq_len', 'stop_step', 'log_every_steps', 'eval_every_steps', 'eval_rows',
-                  'save_every_steps')
+                 'save_every_steps')
         at_least(0, self, 'seed')
         if self.batch_size % self.exec.micro_batches:
             raise UserError(f'batch_size={self.batch_size} is not divisible by '
@@ -314,7 +314,7 @@ class PPOConfig(StageConfig):
         if self.ptx_coef and not self.ptx_data.sources:
             raise UserError(f'ptx_coef={self.ptx_coef} needs chats; name a source in ptx_data, or set ptx_coef to 0')
         positive(self, 'temperature', 'kl_target', 'kl_horizon', 'kl_budget', 'clip_epsilon', 'value_clip_epsilon',
-                  'value_learning_rate')
+                 'value_learning_rate')
         if self.dropout:
             raise UserError(f'dropout={self.dropout} would part the trainer\'s log-probs from the sampler\'s; use 0')
         if self.rollout_batch % self.batch_size:
