@@ -1,6 +1,6 @@
 """Fine-tuning to write a review, to judge a review, and to answer a question.
 
-Source: recipe of this repository. Hardware: two CPU cores, 2 minutes; `:tiny` takes seconds.
+Source: recipe of this repository. Hardware: two CPU cores, 5 minutes; `:tiny` takes seconds.
 Command: python -m llm.main --config=configs/sft.py --workdir=runs/x --config.init_from=PATH@step
 Expected: held-out loss of the answers far below the parent's; numbers in experiments/.
 """

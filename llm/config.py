@@ -186,7 +186,7 @@ class StageConfig:
 
     def __post_init__(self):
         at_least(1, self, 'batch_size', 'seq_len', 'stop_step', 'log_every_steps', 'eval_every_steps', 'eval_rows',
-                  'save_every_steps')
+                 'save_every_steps')
         at_least(0, self, 'seed')
         if self.batch_size % self.exec.micro_batches:
             raise UserError(f'batch_size={self.batch_size} is not divisible by '
@@ -288,7 +288,7 @@ class PPOConfig(StageConfig):
         if self.ptx_coef and not self.ptx_data.sources:
             raise UserError(f'ptx_coef={self.ptx_coef} needs chats; name a source in ptx_data, or set ptx_coef to 0')
         positive(self, 'temperature', 'kl_target', 'kl_horizon', 'kl_budget', 'clip_epsilon', 'value_clip_epsilon',
-                  'value_learning_rate')
+                 'value_learning_rate')
         if self.dropout:
             raise UserError(f'dropout={self.dropout} would part the trainer\'s log-probs from the sampler\'s; use 0')
         if self.rollout_batch % self.batch_size:

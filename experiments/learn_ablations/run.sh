@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Every ablation of one seed: bash experiments/learn_ablations/run.sh PARENTS SEED OUT
-# PARENTS: the workdir of that seed's quickstart, whose own ppo and reward stages are the rows to compare with, at the
-# same steps of the same validation prompts (so PPO's own figures, on test prompts, are left out).
+# PARENTS: the workdir of that seed's quickstart, whose own ppo and reward stages are the rows to compare with: PPO
+# at the same step on the same validation prompts (its own figures, on test prompts, are left out), pairs on test pairs.
 set -euo pipefail
 parents=$1 seed=$2 out=$3
 sft=$(echo "$parents"/sft-*) reward=$(echo "$parents"/reward-*)

@@ -11,6 +11,8 @@ import sys
 
 from matplotlib import pyplot as plt
 
+plt.rcParams['svg.hashsalt'] = 'frontier'  # the same file for the same numbers
+
 _COLUMNS = ('kl', 'reward', 'gold_deviations', 'ended', 'distinct_share')
 
 
@@ -33,7 +35,7 @@ def main() -> None:
     axes.set_xlabel('KL to the SFT policy, nats an answer')
     axes.set_ylabel("deviations of the SFT policy's answers")
     axes.legend(fontsize=8)
-    figure.savefig(pathlib.Path(__file__).with_name('frontier.svg'))
+    figure.savefig(pathlib.Path(__file__).with_name('frontier.svg'), metadata={'Date': None})
 
 
 def evaluations(workdir: pathlib.Path) -> list[dict]:

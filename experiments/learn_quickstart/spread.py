@@ -15,6 +15,7 @@ import numpy as np
 from llm import pairs
 from llm.pipeline import open_step
 from llm.stages import reward
+from llm.yardsticks import in_order
 
 _DRAWS, _GAP = 200, 1.0
 
@@ -28,15 +29,15 @@ def main() -> None:
             scores = {workdir.name: reward.answer_scores(run)(params, pairs.rows_of(run, test)),
                       'ridge': pairs.ridge(run, test.texts)}
         for name, score_A in scores.items():
-            share = functools.partial(in_order, test.score_A, score_A)
+            of = functools.partial(share, test.score_A, score_A)
             draws = np.random.default_rng(0).integers(0, len(score_A), (_DRAWS, len(score_A)))
-            print(f'{name}  {share(np.arange(len(score_A))):.4f}  '
-                  f'standard error {np.std([share(draw) for draw in draws]):.4f}')
+            print(f'{name}  {of(np.arange(len(score_A))):.4f}  '
+                  f'standard error {np.std([of(draw) for draw in draws]):.4f}')
 
 
-def in_order(human_A: np.ndarray, score_A: np.ndarray, draw: np.ndarray) -> float:
+def share(human_A: np.ndarray, score_A: np.ndarray, draw: np.ndarray) -> float:
     apart = human_A[draw][:, None] - human_A[draw] > _GAP
-    return float(np.mean((score_A[draw][:, None] > score_A[draw])[apart]))
+    return in_order((score_A[draw][:, None] - score_A[draw])[apart])
 
 
 if __name__ == '__main__':

@@ -153,7 +153,7 @@ def test_a_group_has_a_snippet_of_each_quarter_of_the_ratings(read):
         score_GR = np.array([row['scores'] for row in rows])
         lowest_first = np.sort(score_GR, axis=1)
         assert np.all(lowest_first[:, :-1].max(0) <= lowest_first[:, 1:].min(0))
-        # A smaller K keeps the first answers of a group: they are of any quarter, four deviations of chance apart.
+        # A smaller K keeps the first answers of a group: of every quarter alike, but for chance (four deviations).
         quarter_GR = np.argsort(np.argsort(score_GR, axis=1), axis=1)
         share = [np.mean(quarter_GR[:, place] == quarter) for place in range(4) for quarter in range(4)]
         assert share == pytest.approx([0.25] * 16, abs=4 * (0.25 * 0.75 / len(rows)) ** 0.5)
