@@ -42,7 +42,7 @@ def refusal(tmp_path, capfd, monkeypatch):
     ([CONFIG, '--workdir=x', 'and'], "argument 'and' is not a flag; write --name=value"),
     ([CONFIG], '--workdir is missing; e.g. --config='),
     (['--workdir=x'], '--config is missing; e.g. --config='),
-    ([CONFIG + ':tinny', '--workdir=x'], "variant 'tinny' is not known; use one of tiny, or none"),
+    ([CONFIG + ':tinny', '--workdir=x'], "variant 'tinny' is not known; use one of tiny, long, or none"),
     (['--config=nowhere.py', '--workdir=x'], '--config: '),
     ([CONFIG, '--workdir=x', '--config.stages.sft.optim.learning_rat=1'], 'learning_rat'),
     ([CONFIG, '--workdir=x', '--config.stages.sft.batch_size=many'], 'many'),
