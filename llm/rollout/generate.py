@@ -37,6 +37,30 @@ class _State(NamedTuple):
     cache: Cache
 
 
+def _choose(logits_BV: jax.Array, key_B: jax.Array, step: jax.Array, temperature: float) -> tuple[jax.Array, jax.Array]:
+    """A token of each row, and its log-probability."""
+    scaled_BV = logits_BV / (temperature or 1.0)
+    if temperature:
+        step_key_B = jax.vmap(jax.random.fold_in, (0, None))(key_B, step)
+        token_B = jax.vmap(jax.random.categorical)(step_key_B, scaled_BV)
+    else:
+        token_B = scaled_BV.argmax(-1)
+    logp_B = jnp.take_along_axis(jax.nn.log_softmax(scaled_BV), token_B[:, None], 1)[:, 0]
+    return token_B.astype(jnp.int32), logp_B
+
+
+def _append(state: _State, token_B: jax.Array, logp_B: jax.Array, eos_id: int) -> _State:
+    """Puts a token behind each row that is not done."""
+    out = state.out
+    here_BT = jnp.arange(out.tokens_BT.shape[1])[None] == out.length_B[:, None]
+    here_BT &= ~state.done_B[:, None]
+    out = Generation(jnp.where(here_BT, token_B[:, None], out.tokens_BT),
+                     jnp.where(here_BT, 1.0, out.mask_BT),
+                     jnp.where(here_BT, logp_B[:, None], out.logp_BT),
+                     out.length_B + ~state.done_B)
+    return state._replace(step=state.step + 1, token_B=token_B, done_B=state.done_B | (token_B == eos_id), out=out)
+
+
 def make_generate(model: Transformer, *, max_new_tokens: int, temperature: float, eos_id: int,
                   pad_id: int) -> Callable[..., Generation]:
     """Returns generate(params, tokens_BT, length_B, index_B, key) -> Generation, to be jitted by the caller.
@@ -49,26 +73,8 @@ def make_generate(model: Transformer, *, max_new_tokens: int, temperature: float
         raise UserError(f'max_new_tokens={max_new_tokens}, temperature={temperature}: use at least one token and a '
                         f'temperature of 0 (greedy) or more')
 
-    def choose(logits_BV: jax.Array, key_B: jax.Array, step: jax.Array) -> tuple[jax.Array, jax.Array]:
-        scaled_BV = logits_BV / (temperature or 1.0)
-        if temperature:
-            step_key_B = jax.vmap(jax.random.fold_in, (0, None))(key_B, step)
-            token_B = jax.vmap(jax.random.categorical)(step_key_B, scaled_BV)
-        else:
-            token_B = scaled_BV.argmax(-1)
-        logp_B = jnp.take_along_axis(jax.nn.log_softmax(scaled_BV), token_B[:, None], 1)[:, 0]
-        return token_B.astype(jnp.int32), logp_B
-
     def append(state: _State, logits_BV: jax.Array, key_B: jax.Array) -> _State:
-        token_B, logp_B = choose(logits_BV, key_B, state.step)
-        out = state.out
-        here_BT = jnp.arange(out.tokens_BT.shape[1])[None] == out.length_B[:, None]
-        here_BT &= ~state.done_B[:, None]
-        out = Generation(jnp.where(here_BT, token_B[:, None], out.tokens_BT),
-                         jnp.where(here_BT, 1.0, out.mask_BT),
-                         jnp.where(here_BT, logp_B[:, None], out.logp_BT),
-                         out.length_B + ~state.done_B)
-        return state._replace(step=state.step + 1, token_B=token_B, done_B=state.done_B | (token_B == eos_id), out=out)
+        return _append(state, *_choose(logits_BV, key_B, state.step, temperature), eos_id)
 
     def run(params, tokens_BT, positions_BT, last_B, cache) -> tuple[jax.Array, Cache]:
         """Logits after column `last_B` of each row, and the cache with the keys and values of all columns."""
