@@ -4,7 +4,7 @@ In: nothing. Out: `ENCODERS` by `model_type`.
 Facts of names and defaults are those of transformers 5.23.0 and of the released files.
 """
 
-from llm.interop.family import dense, Family, heads, HEADS_IN, LINEAR, norm, Tensor
+from llm.interop.family import dense, Family, heads, HEADS_IN, norm, Tensor
 from llm.interop.layout import AS_IS
 
 _ENCODER_LAYERS = (

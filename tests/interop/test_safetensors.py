@@ -13,7 +13,7 @@ def test_we_read_what_the_library_writes(tmp_path):
     rng = np.random.default_rng(0)
     arrays = {'a.weight': rng.normal(size=(7, 5)).astype(np.float32),
               'b': rng.normal(size=(3, 2, 4)).astype(np.float16),
-              'scalar': np.float32(3).reshape(()), 'none': np.zeros((0, 4), np.float32)}
+              'scalar': np.array(3, np.float32), 'none': np.zeros((0, 4), np.float32)}
     save_file(arrays, str(tmp_path / 'model.safetensors'), {'format': 'pt'})
     read = safetensors.open_folder(tmp_path)
     assert read.keys() == arrays.keys()
