@@ -69,13 +69,13 @@ def _gemma1(**sizes) -> ConfigDict:
 
 def _gemma2(**sizes) -> ConfigDict:
     """Four norms a layer, soft-caps, every other layer with a window."""
-    parts = dict(vocab_size=256_000, max_positions=8192, sandwich_norms=True, query_scale=256.0,
+    parts = dict(vocab_size=256_000, max_positions=8192, sandwich_norms=True,
                  attention_softcap=50.0, logits_softcap=30.0, window=4096, global_every=2)
     return _gemma(**(parts | sizes))
 
 
 def _gemma3(**sizes) -> ConfigDict:
     """Norms of queries and keys instead of soft-caps; five layers with a window and a rope base of their own in six."""
-    parts = dict(sandwich_norms=True, qk_norm=True, query_scale=256.0, global_every=6, rope_theta=1e6,
+    parts = dict(sandwich_norms=True, qk_norm=True, global_every=6, rope_theta=1e6,
                  rope_local_theta=10_000.0)
     return _gemma(**(parts | sizes))

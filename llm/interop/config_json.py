@@ -117,8 +117,9 @@ def _complete(fields: dict[str, Any], config: dict[str, Any], model_type: str, h
     for cap in ('attention_softcap', 'logits_softcap'):
         if cap in fields and fields[cap] is None:
             fields[cap] = 0.0
-    if fields.get('query_scale') == fields['head_dim']:
-        fields['query_scale'] = 0.0
+    if 'query_scale' in fields:
+        scale = layers_json.whole_number(fields['query_scale'], 'query_pre_attn_scalar', where)
+        fields['query_scale'] = 0.0 if scale == fields['head_dim'] else float(scale)
     if model_type.startswith('gemma'):
         fields['embed_scale'] = math.sqrt(fields['model_dim'])
     if model_type == 'llama' and config.get('attention_bias', False) != config.get('mlp_bias', False):
@@ -148,7 +149,7 @@ def _bounded(where: str, key: str, field: str, value: Any) -> None:
     most = layers_json.MOST_LAYERS if field == 'num_layers' else layers_json.MOST
     if isinstance(value, (int, float)) and not -most < value < most:  # NaN, too
         raise UserError(f'{where}: {key}={value!r:.60} is beyond any model; mend it')
-    if field in ('norm_eps', 'query_scale') and isinstance(value, (int, float)) and value < 0:
+    if field == 'norm_eps' and isinstance(value, (int, float)) and value < 0:
         raise UserError(f'{where}: {key}={value!r:.60} is negative; mend it')
 
 
@@ -178,7 +179,7 @@ def encode(model: ModelConfig, model_type: str, head: str, *, special_ids: dict[
     family = FAMILIES[model_type]
     acts = _GATED_ACTS if family.ours['positions'] == 'rotary' else _ACTS
     named = {ours: theirs for theirs, ours in reversed(acts.items())}
-    special = {'mlp': lambda: named[model.mlp], 'query_scale': lambda: model.query_scale or model.head_dim,
+    special = {'mlp': lambda: named[model.mlp], 'query_scale': lambda: int(model.query_scale) or model.head_dim,
                'attention_softcap': lambda: model.attention_softcap or None,
                'logits_softcap': lambda: model.logits_softcap or None,
                'max_positions': lambda: model.max_positions + model.position_offset}

@@ -87,7 +87,8 @@ class RelativeAttention(nn.Module):
             if view.differs_BTS is not None:
                 types_BNTE = jnp.einsum('BTNH,ENH->BNTE', by_segment(q_BTNH), segment_ENH, **exact)
                 scores_BNTS += jnp.where(view.differs_BTS[:, None], types_BNTE[..., 1:], types_BNTE[..., :1])
-            scores_BNTS = jnp.where(allowed_BTS[:, None], scores_BNTS * config.head_dim ** -0.5, -1e30)
+            # Subtracted, as the reference does: a query that sees nothing weighs all keys alike, and has gradients.
+            scores_BNTS = scores_BNTS * config.head_dim ** -0.5 - jnp.where(allowed_BTS[:, None], 0.0, 1e30)
             probs_BNTS = dropout(nn.softmax(scores_BNTS), self.dropout, f'{name}_dropout').astype(v_BSNH.dtype)
             return jnp.einsum('BNTS,BSNH->BTNH', probs_BNTS, v_BSNH)
         h_BTD = out(attend(query(h_BTD), view.content_BTS, 'content'))

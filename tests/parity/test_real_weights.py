@@ -36,7 +36,7 @@ def test_minilm_gives_the_published_cosines():
         np.testing.assert_array_equal(tokens_BT, theirs['ids'])
         np.testing.assert_allclose(x_BTD[mask_BT == 1], theirs['hidden'][mask_BT == 1], rtol=0, atol=1e-4)
     mean_BD = np.asarray((x_BTD * mask_BT[..., None]).sum(1))
-    mean_BD /= np.linalg.norm(mean_BD, axis=1, keepdims=True)
+    mean_BD = mean_BD / np.linalg.norm(mean_BD, axis=1, keepdims=True)
     assert mean_BD[1:] @ mean_BD[0] == pytest.approx([0.695, 0.943, 0.257], abs=5e-4)
 
 

@@ -9,6 +9,7 @@ of older versions, as most released models have it; .../expected.npz, arrays nam
 FOLDER/tokenizers: see `texts.py`. Left out: any comparison. Imports no jax.
 """
 
+import copy
 import json
 import pathlib
 import sys
@@ -72,7 +73,7 @@ def released(config: Any) -> dict[str, Any]:
         old['rope_theta'] = rope['rope_theta']
         if rope['rope_type'] != 'default':
             old['rope_scaling'] = {key: value for key, value in rope.items() if key != 'rope_theta'}
-    again = type(config)(**old)
+    again = type(config)(**copy.deepcopy(old))  # it writes into what it is given
     for key in ('rope_parameters', 'layer_types', 'sliding_window', 'head_dim', 'tie_word_embeddings'):
         assert getattr(again, key, None) == getattr(config, key, None), key
     return old
