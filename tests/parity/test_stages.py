@@ -21,7 +21,7 @@ def test_smollm2_goes_through_the_later_stages(tmp_path):
     imported = import_hf.import_model(str(gguf), str(tmp_path), say=lambda line: None,
                                       progress=lambda what, done, total: None)
     tiny.write_data(tmp_path)
-    config = tiny.pipeline_config(tmp_path, mesh=(2, 4, 1))  # three heads of keys: nothing for an axis `tensor`
+    config = tiny.pipeline_config(tmp_path, mesh=(1, 8, 1))  # three heads of keys: nothing for an axis `tensor`
     del config.stages['pretrain']
     config.stages.sft.init_from = str(imported)
     for name, stage in config.stages.items():
