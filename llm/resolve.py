@@ -112,6 +112,9 @@ def find_parent(stage: str, key: str, reference: str, done: dict[str, tuple[epat
     manifest = read_manifest(folder / 'checkpoints', step)
     stages, head = PARENTS[stage][key]
     check_parent(manifest, key=key, where=reference, stages=stages, head=head, **wanted)
+    if manifest.model.get('kind', 'decoder') != 'decoder':  # XLNet has a head of tokens, too
+        raise UserError(f'{key}={reference}: model.kind={manifest.model["kind"]!r} does not predict the next token; '
+                        f'give a decoder')
     return Parent(folder, step, manifest)
 
 

@@ -65,7 +65,7 @@ def rewrite(folder: pathlib.Path, step: int, **changes) -> None:
 def test_parent_of_another_stage(workdir, child, key, parent, stages):
     path = folder_of(workdir, parent)
     assert refusal(alone(workdir, child, **{key: str(path)}), workdir / 'new') == (
-        f'stage {child}: {key}={path}: stage={parent!r}, wanted {stages}; give a step of such a stage')
+        f"stage {child}: {key}={path}: stage={parent!r}, wanted {stages} or 'import'; give a step of such a stage")
 
 
 def test_parent_without_the_head(workdir):
@@ -73,6 +73,15 @@ def test_parent_without_the_head(workdir):
     rewrite(folder, read_result(folder).step, heads=['token'])
     assert refusal(alone(workdir, 'ppo'), workdir / 'new').endswith(
         "heads=['token'], wanted 'scalar'; give a step that has this head")
+
+
+def test_parent_that_does_not_predict_the_next_token(workdir):
+    folder = folder_of(workdir, 'pretrain')
+    step = read_result(folder).step
+    model = read(folder / 'checkpoints', step).model
+    rewrite(folder, step, model={**model, 'kind': 'two_stream', 'positions': 'relative'})
+    assert refusal(alone(workdir, 'sft'), workdir / 'new').endswith(
+        "model.kind='two_stream' does not predict the next token; give a decoder")
 
 
 def test_scorer_with_another_tokenizer(workdir):

@@ -24,6 +24,7 @@ from llm.errors import UserError
 
 _SPACE_MARK = '\u2581'  # how SentencePiece writes a space
 _SPACES = ('', ' ', _SPACE_MARK)
+_MOST_TOKENS = 2**24  # ids claimed beyond that would be memory, not tokens
 _BYTE_PIECE = re.compile(r'<0x[0-9A-F]{2}>')
 # Appended to a model: normalizer_spec { add_dummy_prefix: false }; a later field of protobuf overrides an earlier one.
 _NO_DUMMY_PREFIX = b'\x1a\x02\x18\x00'
@@ -125,6 +126,8 @@ class TokenizerJson:
         self._rest = self._model if later == data else _backend(later)
         self._ids = self._model.get_vocab(with_added_tokens=True)
         self.vocab_size = max(self._ids.values()) + 1
+        if self.vocab_size > _MOST_TOKENS:
+            raise ValueError(f'it has a token with id {self.vocab_size - 1}, beyond any vocabulary')
         unknown = data['model'].get('unk_token') or data['model'].get('unk_id')
         unknown = None if unknown in marks else unknown  # it is a control token first, as in GPT-2
         self.unk_id = self._ids.get(unknown) if isinstance(unknown, str) else unknown

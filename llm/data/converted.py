@@ -13,6 +13,7 @@ from typing import Any
 from llm.errors import UserError
 
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED = 1, 2, 3, 4  # types of tokens in GGUF, SentencePiece's own numbers
+_LISTS = {'tokens': str, 'merges': str, 'token_type': int, 'scores': (float, int)}
 _BYTE_LEVEL = {'type': 'ByteLevel', 'add_prefix_space': False, 'trim_offsets': True}
 _LLAMA3 = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
            r'|\s*[\r\n]+|\s+(?!\S)|\s+')
@@ -35,6 +36,7 @@ def from_gguf(metadata: Mapping[str, Any], where: str) -> dict[str, bytes]:
     def of(key: str, default: Any = None) -> Any:
         return metadata.get(f'tokenizer.ggml.{key}', default)
 
+    _check_types(metadata, where)
     tokens, kind = of('tokens'), of('model')
     types = of('token_type', [_NORMAL] * len(tokens or ()))
     if not tokens or len(types) != len(tokens) or len(set(tokens)) != len(tokens):
@@ -60,6 +62,21 @@ def from_gguf(metadata: Mapping[str, Any], where: str) -> dict[str, bytes]:
     files = {**model, 'tokenizer_config.json': json.dumps(config, ensure_ascii=False).encode()}
     template = metadata.get('tokenizer.chat_template')
     return {**files, 'chat_template.jinja': template.encode()} if template else files
+
+
+def _check_types(metadata: Mapping[str, Any], where: str) -> None:
+    """GGUF says of each value what it is; a file may say that its tokens are a number."""
+    for key, value in metadata.items():
+        name = key.removeprefix('tokenizer.ggml.')
+        if name in _LISTS:
+            sound = isinstance(value, list) and all(isinstance(item, _LISTS[name]) for item in value)
+        elif key == 'tokenizer.chat_template' or name in ('model', 'pre'):
+            sound = isinstance(value, str)
+        else:
+            sound = not (key != name and name.endswith('_token_id')) or type(value) is int
+        if not sound:
+            raise UserError(f'{where}: {key[:60]}={value!r:.60} is of another type than it should be; use another GGUF '
+                            'file')
 
 
 def _bpe(tokens: list[str], types: list[int], merges: list[str] | None, pre: str | None, where: str) -> bytes:

@@ -210,11 +210,12 @@ def _template(files: Mapping[str, bytes], config: Mapping, where: str) -> str:
         except UnicodeDecodeError:
             raise UserError(f'{where}/chat_template.jinja is not UTF-8; restore that file') from None
     template = config.get('chat_template') or ''
-    if isinstance(template, list):  # several by name
-        template = next((item['template'] for item in template if item.get('name') == 'default'), '')
-    if not isinstance(template, str):
-        raise UserError(f'{where}/tokenizer_config.json: chat_template is not a text; restore that file')
-    return template
+    try:
+        if isinstance(template, list):  # several by name
+            template = next((item['template'] for item in template if item.get('name') == 'default'), '')
+        return template.encode().decode()  # no half of a surrogate pair
+    except (AttributeError, KeyError, TypeError, UnicodeEncodeError):
+        raise UserError(f'{where}/tokenizer_config.json: chat_template is not a text; restore that file') from None
 
 
 def _contradictions(data: Mapping, config: Mapping, where: str) -> None:

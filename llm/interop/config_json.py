@@ -20,6 +20,7 @@ from llm.interop.family import Family
 
 _ACTS = {'gelu_new': 'gelu', 'gelu_pytorch_tanh': 'gelu', 'gelu': 'gelu_exact'}
 _GATED_ACTS = {'silu': 'swiglu', 'gelu_pytorch_tanh': 'geglu', 'gelu_new': 'geglu'}
+_MOST_PIXELS = 16_384  # of an image, one way
 
 
 class Described(NamedTuple):
@@ -77,7 +78,7 @@ def _check_keys(config: dict[str, Any], model_type: str, family: Family, where: 
 def _head(config: dict[str, Any], family: Family, where: str) -> str:
     """By the class in `architectures`; a model without one is the family's first, its language model."""
     classes = config.get('architectures') or [next(iter(family.heads))]
-    if not isinstance(classes, list) or len(classes) != 1 or classes[0] not in family.heads:
+    if not isinstance(classes, list) or len(classes) != 1 or classes[0] not in [*family.heads]:  # which may be a list
         raise UserError(f'{where}: architectures={classes!r:.80} is not one class known here; use one of '
                         f'{", ".join(family.heads)}')
     head = family.heads[classes[0]]
@@ -90,7 +91,10 @@ def _labels(config: dict[str, Any], where: str) -> int:
     labels = config.get('id2label')
     if labels is not None and (not isinstance(labels, dict) or not labels):
         raise UserError(f'{where}: id2label={labels!r:.60} is not a table of labels; give one')
-    return len(labels) if labels else config.get('num_labels', 2)
+    count = len(labels) if labels else config.get('num_labels', 2)
+    if layers_json.whole_number(count, 'num_labels', where) < 1:
+        raise UserError(f'{where}: num_labels={count} leaves nothing to tell apart; mend it')
+    return count
 
 
 def _complete(fields: dict[str, Any], config: dict[str, Any], model_type: str, head: str, where: str) -> None:
@@ -99,7 +103,7 @@ def _complete(fields: dict[str, Any], config: dict[str, Any], model_type: str, h
     acts, act = _GATED_ACTS if gated else _ACTS, fields['mlp']
     if model_type == 'gemma' and act == 'gelu':  # the first release said so and meant the tanh form
         act = 'gelu_pytorch_tanh'
-    if act not in acts:
+    if not isinstance(act, str) or act not in acts:
         raise UserError(f'{where}: the activation {act!r:.60} is not known; use one of {", ".join(acts)}')
     fields['mlp'] = acts[act]
     for field in ('model_dim', 'num_heads', 'num_layers'):
@@ -137,7 +141,8 @@ def _complete(fields: dict[str, Any], config: dict[str, Any], model_type: str, h
         for key in ('image_size', 'patch_size'):
             if isinstance(fields[key], list) and len(set(map(str, fields[key]))) == 1:
                 fields[key] = fields[key][0]
-            layers_json.whole_number(fields[key], key, where)
+            if layers_json.whole_number(fields[key], key, where) > _MOST_PIXELS:
+                raise UserError(f'{where}: {key}={fields[key]} is beyond any model; mend it')
         fields['max_positions'] = (fields['image_size'] // max(fields['patch_size'], 1)) ** 2 + 1
     if model_type in layers_json.WINDOWED:
         fields |= layers_json.window(config, model_type, fields['num_layers'], where)

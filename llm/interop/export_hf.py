@@ -25,7 +25,7 @@ from llm.architecture import ModelConfig
 from llm.checkpoint import load_params
 from llm.config import ExecConfig, MeshConfig
 from llm.data import foreign, shared
-from llm.data.tokenizer import FOREIGN, OWN
+from llm.data.tokenizer import FOREIGN, OWN, Tokenizer
 from llm.door import from_dict
 from llm.errors import UserError
 from llm.fingerprint import flatten
@@ -60,16 +60,18 @@ def export(reference: str, to: str, *, max_shard_gib: float = 5.0, dtype: str = 
         raise UserError('export_hf runs in one process; start it on one host')
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UserError(f'--to={to} is there and not empty; name a new folder')
-    if not max_shard_gib > 0:
-        raise UserError(f'--max_shard_gib={max_shard_gib} is not positive; use more than 0')
+    if not 0 < max_shard_gib < math.inf:
+        raise UserError(f'--max_shard_gib={max_shard_gib} is not a positive number; use e.g. 5')
+    partial = target.parent / f'{target.name}.partial'
+    if partial.exists():  # its files would be among ours
+        raise UserError(f'{partial} is left over from an export that was stopped; remove it')
     folder, manifest = _find(reference)
     model = from_dict(ModelConfig, manifest.model, 'manifest.model.')
     head = manifest.heads[0]
     model_type = _model_type(folder, manifest, model, head)
     files = _tokenizer_files(folder, manifest) if manifest.tokenizer else {}
     leaves = _load(folder, manifest, model, head)
-    partial = target.parent / f'{target.name}.partial'
-    partial.mkdir(parents=True, exist_ok=True)
+    partial.mkdir(parents=True)
     special = {name: manifest.tokenizer['special_ids'][name] for name in ('pad', 'bos', 'eos')} if files else {}
     keys = config_json.encode(model, model_type, head, special_ids=special, dtype=dtype)
     if head == 'scalar' and manifest.reward:
@@ -97,6 +99,10 @@ def _find(reference: str) -> tuple[epath.Path, Manifest]:
 
 def _tokenizer_files(folder: epath.Path, manifest: Manifest) -> dict[str, bytes]:
     """Of a foreign tokenizer its own files; of ours what says the same to transformers."""
+    said, found = manifest.tokenizer['sha256'], Tokenizer.from_folder(folder).sha256
+    if found != said:
+        raise UserError(f'{folder}: its tokenizer has SHA-256 {found[:8]}, the step was trained with {said[:8]}; '
+                        f'restore the tokenizer of that run')
     if (folder / FOREIGN).is_dir():
         return foreign.gather(folder / FOREIGN)
     return shared.files((folder / OWN).read_bytes(), manifest.tokenizer['special_ids'])

@@ -3,7 +3,8 @@
 In: a folder with config.json, safetensors and tokenizer files, or a .gguf file of a Llama-architecture model.
 Out: DIR/imported-<hash8>, named by the SHA-256 of the files, with a sealed step 0, its manifest and its tokenizer;
 `--config.init_from=DIR/imported-<hash8>` starts a stage from it. With --plan: what that would take, and nothing else.
-Left out: what is refused, and why (`config_json.py`, `safetensors.py`, `gguf.py`, `plan.py`, `llm/data/foreign.py`).
+Left out: several processes; what is refused, and why (`config_json.py`, `safetensors.py`, `gguf.py`, `plan.py`,
+`llm/data/foreign.py`).
 """
 
 import argparse
@@ -131,6 +132,8 @@ def import_model(source: str, workdir: str, *, mesh: tuple[int, int, int] = (1, 
                  progress: Callable[[str, int, int], None]) -> epath.Path:
     """Imports, unless the same files were imported before; returns the run's folder."""
     began = time.monotonic()
+    if jax.process_count() > 1:
+        raise UserError('import_hf runs in one process; start it on one host')
     opened = open_source(source)
     plan = make_plan(opened, mesh)
     files = tokenizer_files(opened, chat_template)
@@ -152,8 +155,9 @@ def import_model(source: str, workdir: str, *, mesh: tuple[int, int, int] = (1, 
                                                   'config': _run_config(opened.described.model, mesh)})
         if tokenizer:
             foreign.save(files, folder / FOREIGN)
-        with jax.set_mesh(make_mesh(_exec(mesh).mesh)):
-            _save(folder, opened, plan, identity, tokenizer, progress)
+        if not sealed_steps(folder / 'checkpoints'):  # else one was killed between its seal and its result
+            with jax.set_mesh(make_mesh(_exec(mesh).mesh)):
+                _save(folder, opened, plan, identity, tokenizer, progress)
         write_json(folder / 'result.json', dataclasses.asdict(Result(
             stage='import', step=0, last_step=0, why='imported', metric='none', before=0.0, after=0.0,
             seconds=time.monotonic() - began, code=provenance.code())))
@@ -211,7 +215,7 @@ def main() -> None:
 
 def _mesh(text: str) -> tuple[int, int, int]:
     sizes = text.split(',')
-    if len(sizes) != 3 or not all(size.lstrip('-').isdecimal() for size in sizes):
+    if len(sizes) != 3 or not all(size.removeprefix('-').isdecimal() for size in sizes):
         raise UserError(f'--mesh={text} is not three numbers; write e.g. --mesh=1,8,1')
     return tuple(int(size) for size in sizes)
 

@@ -98,7 +98,7 @@ def _scaling(scaling: Any, config: dict[str, Any], where: str) -> dict[str, Any]
     kind = scaling.get('rope_type', scaling.get('type')) if isinstance(scaling, dict) else None
     if kind == 'default' and len(scaling) == 1:
         return None
-    allowed = {'linear': ('factor',), 'llama3': tuple(_ROPE_FIELDS)}.get(kind)
+    allowed = {'linear': ('factor',), 'llama3': tuple(_ROPE_FIELDS)}.get(kind if isinstance(kind, str) else None)
     if allowed is None:
         raise UserError(f'{where}: rope_scaling={scaling!r:.80} is not known; use a model with default, '
                         f'linear or llama3')

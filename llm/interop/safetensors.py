@@ -58,7 +58,7 @@ class Stored:
                 file.seek(self.start + begin * row * dtype.itemsize)
                 if file.readinto(block.view(np.uint8)) != block.nbytes:
                     raise UserError(f'{self.file} became shorter while it was read; fetch it again')
-                block = block.reshape(-1, *row_shape)[(slice(None), *box[1:])]
+                block = block.reshape(end - begin, *row_shape)[(slice(None), *box[1:])]
                 out[(slice(begin - first, end - first),) if box else ()] = _float32(block, self.dtype).reshape(
                     out[(slice(begin - first, end - first),) if box else ()].shape)
         return out

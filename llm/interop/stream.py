@@ -2,7 +2,7 @@
 
 In: a `Plan`; the files' tensors. Out: our leaves, each born on the devices that hold it.
 Left out: what fits (`plan.py`). A host holds `plan.PIECE_BYTES` of numbers, times three while they are reordered and
-sent; a process reads what its own devices hold, and each part of it once.
+sent; a process reads the rows of the file that its own devices hold a part of, once for each different shard.
 """
 
 from collections.abc import Callable, Iterator, Mapping

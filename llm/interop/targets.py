@@ -20,10 +20,12 @@ from llm.sharding import AxisRules
 
 def targets(model: ModelConfig, head: str, exec_config: ExecConfig, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
     exec_config = dataclasses.replace(exec_config, scan_unroll=1)  # one layer is traced, not all
-    inputs, named = init_inputs(model)
     module = make_model(model, exec_config, head)
-    return flatten(train_state.abstract_params(lambda key: module.init(key, *inputs, **named)['params'], mesh,
-                                               AxisRules.from_config(exec_config.rules)))
+
+    def init(key: jax.Array) -> Any:
+        inputs, named = init_inputs(model)  # traced in here: an image of the size that a file claims is not made
+        return module.init(key, *inputs, **named)['params']
+    return flatten(train_state.abstract_params(init, mesh, AxisRules.from_config(exec_config.rules)))
 
 
 def nested(leaves: dict[str, Any]) -> dict[str, Any]:

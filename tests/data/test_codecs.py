@@ -1,5 +1,7 @@
 """Hard strings through both libraries: no control tokens out of texts, nothing lost, spaces where they belong."""
 
+import json
+
 import sentencepiece
 import tokenizers
 import pytest
@@ -111,3 +113,10 @@ def test_what_is_no_tokenizer_is_a_value_error(content):
         TokenizerJson(content)
     with pytest.raises(ValueError):
         SentencePiece(content + b'x')
+
+
+def test_an_id_beyond_any_vocabulary_is_a_value_error():
+    data = others.byte_level()
+    data['model']['vocab']['far'] = 2**32 - 1
+    with pytest.raises(ValueError, match='beyond any vocabulary'):
+        TokenizerJson(json.dumps(data).encode())

@@ -164,7 +164,11 @@ GGUF = gguf(model='gpt2', pre='gpt-2', tokens=['a', 'b', 'ab'], merges=['a b'], 
     (gguf(model='t5'), r"tokenizer.ggml.model='t5'"), (gguf(pre='tekken'), r"tokenizer.ggml.pre='tekken'.*smollm"),
     (gguf(tokens=['a', 'a']), 'no whole tokenizer.ggml.tokens'), (gguf(token_type=[1]), 'token_type'),
     (gguf(merges=['ab']), 'no whole tokenizer.ggml.merges'), (gguf(eos_token_id=3), 'eos token is 3, and there are 3'),
-    (gguf(model='llama'), 'no whole tokenizer.ggml.scores')])
+    (gguf(model='llama'), 'no whole tokenizer.ggml.scores'),
+    (gguf(tokens=5), 'tokens=5 is of another type'), (gguf(tokens=[1, 2, 3]), 'of another type'),
+    (gguf(merges=[1]), 'of another type'), (gguf(pre=['gpt-2']), 'of another type'),
+    (gguf(bos_token_id='a'), 'of another type'),
+    ({'tokenizer.chat_template': 7}, 'chat_template=7 is of another type')])
 def test_bad_gguf_is_one_line(change, words):
     with pytest.raises(UserError, match=words) as caught:
         converted.from_gguf(GGUF | change, 'a.gguf')
@@ -185,6 +189,8 @@ def test_bad_gguf_is_one_line(change, words):
     ({'tokenizer_config.json': {'eos_token': '</s>'}, 'special_tokens_map.json': {'eos_token': '<s>'}}, 'them agree'),
     ({'tokenizer_config.json': {'eos_token': '</s>', 'add_prefix_space': True}}, 'add_prefix_space=True'),
     ({'tokenizer_config.json': {'eos_token': '</s>', 'chat_template': 7}}, 'chat_template is not a text'),
+    ({'tokenizer_config.json': {'eos_token': '</s>', 'chat_template': ['x']}}, 'chat_template is not a text'),
+    ({'tokenizer_config.json': {'eos_token': '</s>', 'chat_template': '\ud800'}}, 'chat_template is not a text'),
     ({'tokenizer_config.json': {'eos_token': '</s>'}, 'chat_template.jinja': b'\xff'}, 'jinja is not UTF-8'),
     ({'vocab.txt': b'a\nb\n', 'tokenizer.json': None}, r'\[UNK\] not among'),
     ({'vocab.txt': b'[UNK]\na\na\n', 'tokenizer.json': None}, '3 lines and 2 different'),

@@ -70,6 +70,15 @@ def test_70b_is_planned_without_its_bytes(tmp_path):
     assert summary['host_peak_bytes'] < summary['largest_tensor_bytes'] + GIB
 
 
+def test_tensors_without_rows_or_numbers_are_compared(tmp_path):
+    cases = {'one': ((), 1.0), 'same': ((), 1.0), 'other': ((), 2.0), 'none': ((4, 0), 0.0), 'nothing': ((4, 0), 0.0)}
+    safetensors.write_file(tmp_path / 'model.safetensors', {
+        name: (shape, 'F32', iter([np.full(shape, value, np.float32)])) for name, (shape, value) in cases.items()})
+    stored = safetensors.open_folder(tmp_path)
+    assert planning._equal(stored['one'], stored['same']) and planning._equal(stored['none'], stored['nothing'])
+    assert not planning._equal(stored['one'], stored['other'])
+
+
 @pytest.fixture
 def small_pieces(monkeypatch):
     """Pieces and blocks of a few rows, so that tiny tensors come in many."""

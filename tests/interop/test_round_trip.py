@@ -1,12 +1,14 @@
 """What is imported and exported is the same, bit for bit: of every family and head, and of whole runs."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
 
 from llm import run as run_lib
 from llm.config import MeshConfig
+from llm.data import tokenizer as tokenizers
 from llm.errors import UserError
 from llm.fingerprint import flatten
 from llm.interop import config_json, export_hf, import_hf, layout, plan as planning, safetensors
@@ -132,6 +134,14 @@ def test_the_same_files_are_imported_once(exported, tmp_path):
     assert 'imported before' in lines[-1] and len(list(tmp_path.glob('imported-*'))) == 1
 
 
+def test_an_import_that_was_killed_after_its_seal_ends(exported, tmp_path):
+    for _ in range(2):
+        folder = import_hf.import_model(str(exported['sft'][1]), str(tmp_path), say=lambda line: None,
+                                        progress=lambda *done: None)
+        assert run_lib.read_result(folder).why == 'imported'
+        (folder / 'result.json').unlink()
+
+
 def test_every_stage_starts_from_an_import(exported, finished_pipeline, tmp_path):
     policy, scorer = (str(import_hf.import_model(str(exported[stage][1]), str(tmp_path), say=lambda line: None,
                                                  progress=lambda *done: None)) for stage in ('sft', 'reward'))
@@ -146,6 +156,28 @@ def test_a_folder_that_is_not_empty_is_not_written_over(exported, tmp_path):
     (tmp_path / 'mine').write_text('')
     with pytest.raises(UserError, match='not empty'):
         export_hf.export(str(exported['sft'][0]), str(tmp_path), say=lambda line: None)
+    (tmp_path / 'new.partial').mkdir()
+    with pytest.raises(UserError, match='new.partial is left over'):
+        export_hf.export(str(exported['sft'][0]), str(tmp_path / 'new'), say=lambda line: None)
+
+
+@pytest.mark.parametrize('size', [0.0, -1.0, float('inf'), float('nan')])
+def test_a_shard_of_no_size_is_refused(exported, tmp_path, size):
+    with pytest.raises(UserError, match='not a positive number'):
+        export_hf.export(str(exported['sft'][0]), str(tmp_path / 'new'), max_shard_gib=size, say=lambda line: None)
+
+
+def test_another_tokenizer_than_the_steps_is_not_exported(exported, tmp_path):
+    run = shutil.copytree(exported['sft'][0], tmp_path / 'sft')
+    tokenizers.train([' '.join(tiny.WORDS)] * 50, 320, 10**6, str(run / 'tokenizer.model'))
+    with pytest.raises(UserError, match='restore the tokenizer of that run'):
+        export_hf.export(str(run), str(tmp_path / 'new'), say=lambda line: None)
+
+
+@pytest.mark.parametrize('text', ['1,8', '1,--8,1', '1,x,1', ''])
+def test_a_mesh_that_is_not_three_numbers_is_refused(text):
+    with pytest.raises(UserError, match='is not three numbers'):
+        import_hf._mesh(text)
 
 
 def test_numbers_that_are_none_are_refused(tmp_path, exported):
