@@ -70,6 +70,23 @@ def with_chat_template(files: Mapping[str, bytes], name: str) -> dict[str, bytes
     return {**files, 'chat_template.jinja': chat.jinja(chat.FORMATS[name]).encode()}
 
 
+def with_pad_of_its_own(files: Mapping[str, bytes], where: str) -> tuple[dict[str, bytes], int]:
+    """The files with a pad token that is no end of an answer, and its id: for who reads the last token but padding."""
+    its = parts(files, where)
+    ids = its.special_ids
+    if ids['pad'] != ids['eos']:
+        return dict(files), ids['pad']
+    role = next((role for role in ('unk', 'bos') if ids.get(role, ids['eos']) != ids['eos']), None)
+    if role is None:
+        raise UserError(f'{where}: the tokenizer pads with the end of an answer, {its.codec.names[ids["eos"]]!r}, and '
+                        'has no other control token; train the scorer with a tokenizer that has a pad_token')
+    config, also = (_json(files, name, where) for name in BESIDE[:2])
+    pad = _declared(config, also, where)['unk'] if role == 'unk' else its.codec.names[ids['bos']]
+    changed = {'tokenizer_config.json': config} | ({'special_tokens_map.json': also} if also else {})
+    return {**files, **{name: json.dumps(data | {'pad_token': pad}).encode()
+                        for name, data in changed.items()}}, ids[role]
+
+
 def save(files: Mapping[str, bytes], folder: epath.Path) -> None:
     """Writes them where no reader sees half of them: the model, which a reader needs, comes last."""
     folder.mkdir(parents=True, exist_ok=True)

@@ -70,9 +70,11 @@ def export(reference: str, to: str, *, max_shard_gib: float = 5.0, dtype: str = 
     head = manifest.heads[0]
     model_type = _model_type(folder, manifest, model, head)
     files = _tokenizer_files(folder, manifest) if manifest.tokenizer else {}
+    special = {name: manifest.tokenizer['special_ids'][name] for name in ('pad', 'bos', 'eos')} if files else {}
+    if files and head == 'scalar':  # transformers reads the last token that is not pad, we read the end of the answer
+        files, special['pad'] = foreign.with_pad_of_its_own(files, str(folder))
     leaves = _load(folder, manifest, model, head)
     partial.mkdir(parents=True)
-    special = {name: manifest.tokenizer['special_ids'][name] for name in ('pad', 'bos', 'eos')} if files else {}
     keys = config_json.encode(model, model_type, head, special_ids=special, dtype=dtype)
     if head == 'scalar' and manifest.reward:
         keys['quartet_reward'] = {name: float(manifest.reward[name]) for name in ('mean', 'deviation')}

@@ -100,6 +100,24 @@ def test_run_keeps_a_folder_that_reads_the_same(tmp_path, byte_level):
     assert Tokenizer.from_folder(tmp_path / 'child').sha256 == kept.sha256
 
 
+@pytest.mark.parametrize('end, unk, pad', [('</s>', '<bos>', '<bos>'), ('<s>', '<s>', '</s>'), ('</s>', None, '<s>')])
+def test_a_pad_that_ends_answers_gives_way_to_another_token(byte_level, end, unk, pad):
+    bos = '</s>' if end == '<s>' else '<s>'
+    theirs = files(byte_level, bos_token=bos, eos_token=end, pad_token={'content': end}, unk_token=unk)
+    theirs['special_tokens_map.json'] = json.dumps({'pad_token': end}).encode()
+    changed, index = foreign.with_pad_of_its_own(theirs, 'there')
+    ids = byte_level['model']['vocab']
+    assert index == ids[pad] and Tokenizer.from_files(changed, 'there').special_ids == {
+        **Tokenizer.from_files(theirs, 'there').special_ids, 'pad': ids[pad]}
+    assert foreign.with_pad_of_its_own(changed, 'there') == (changed, index)
+
+
+def test_a_tokenizer_with_one_control_token_has_no_other_pad(byte_level):
+    theirs = files(byte_level, bos_token='</s>', eos_token='</s>', unk_token='</s>')
+    with pytest.raises(UserError, match="pads with the end of an answer, '</s>', and has no other control token"):
+        foreign.with_pad_of_its_own(theirs, 'there')
+
+
 def test_run_with_our_own_keeps_its_file(tmp_path):
     tokenizer_lib.train((others.prose(number, 30) for number in range(50)), 320, 10**6, str(tmp_path / 'mine.model'))
     tokenizer_lib.install(str(tmp_path / 'mine.model'), epath.Path(tmp_path))

@@ -7,6 +7,7 @@ import pathlib
 import random
 from typing import Any
 
+from etils import epath
 from flax import linen as nn
 import jax
 from jax.sharding import NamedSharding, PartitionSpec
@@ -14,7 +15,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from llm.architecture import ModelConfig
 from llm.checkpoint import Checkpoints
 from llm.config import MeshConfig
-from llm.data import tokenizer as tokenizers
+from llm.data import foreign, shared, tokenizer as tokenizers
 from llm.manifest import Manifest
 from llm.model.make import make_model
 from llm.sharding import make_mesh
@@ -35,16 +36,22 @@ def drawn(config: ModelConfig, head: str) -> tuple[nn.Module, Any]:
     return model, models.init(model)
 
 
-def sealed(folder: pathlib.Path, config: ModelConfig, head: str, tokenizer: pathlib.Path) -> pathlib.Path:
-    """A run with drawn parameters in its step 0, and this tokenizer of ours."""
+def sealed(folder: pathlib.Path, config: ModelConfig, head: str, tokenizer: pathlib.Path, *,
+           pads_with_end: bool = False) -> pathlib.Path:
+    """A run with drawn parameters in its step 0, and this tokenizer of ours; or as other people's that pad so."""
     folder.mkdir(parents=True)
     _, params = drawn(config, head)
-    (folder / tokenizers.OWN).write_bytes(tokenizer.read_bytes())
+    if pads_with_end:
+        ids = tokenizers.Tokenizer.from_file(str(tokenizer)).special_ids
+        foreign.save(shared.files(tokenizer.read_bytes(), {**ids, 'pad': ids['eos']}),
+                     epath.Path(folder) / tokenizers.FOREIGN)
+    else:
+        tokenizers.install(str(tokenizer), epath.Path(folder))
     mesh = make_mesh(MeshConfig(1, 1, 1))
     params = jax.device_put(params, NamedSharding(mesh, PartitionSpec()))
     manifest = Manifest(
         stage='sft', identity='0' * 64, model=config.stored(),
-        tokenizer=tokenizers.Tokenizer.from_file(str(tokenizer)).describe(), heads=[head],
+        tokenizer=tokenizers.Tokenizer.from_folder(folder).describe(), heads=[head],
         reward={'mean': 0.5, 'deviation': 2.0} if head == 'scalar' else None, objective='none', data={}, seed=0,
         mesh=dict(mesh.shape), packages={}, git_commit='', parents={})
     with jax.set_mesh(mesh), Checkpoints(folder / 'checkpoints', keep=2, say=_refused) as checkpoints:

@@ -23,7 +23,10 @@ STRINGS = json.loads((pathlib.Path(__file__).parents[1] / 'data/hard_strings.jso
 CHATS = [[{'role': 'user', 'content': 'What is  the capital of France? '}],
          [{'role': 'system', 'content': 'Be brief.\n'}, {'role': 'user', 'content': '<|eos \u00e9\u4e2d\n\n'},
           {'role': 'assistant', 'content': ' Paris.'}, {'role': 'user', 'content': ''}]]
-BORN = {'llama': (models.LLAMA, 'token'), 'gpt2': (models.GPT2, 'token'), 'scorer': (models.LLAMA, 'scalar')}
+PAD, END, UNK = 0, 2, 3  # of our tokenizers
+# Model, head, the pad token of the export: it is no end of an answer for a scorer, whose run padded with that.
+BORN = {'llama': (models.LLAMA, 'token', PAD), 'gpt2': (models.GPT2, 'token', PAD),
+        'scorer': (models.LLAMA, 'scalar', PAD), 'scorer_that_padded_with_ends': (models.LLAMA, 'scalar', UNK)}
 every_model = pytest.mark.parametrize('name', references.names('models'))
 every_born = pytest.mark.parametrize('name', BORN)
 pytestmark = references.needed
@@ -42,9 +45,9 @@ def loaded(tmp_path_factory) -> pathlib.Path:
                                      if batch != 'decode'})
         export_hf.export(str(run), str(folder / name / 'model'), say=lambda line: None)
     runs.train_tokenizer(folder / 'tokenizer.model')
-    for name, (config, head) in BORN.items():
-        run = runs.sealed(workdir / f'born_{name}', config, head, folder / 'tokenizer.model')
-        write_inputs(folder / f'born_{name}', {'text': born_batch()})
+    for name, (config, head, pad) in BORN.items():
+        run = runs.sealed(workdir / f'born_{name}', config, head, folder / 'tokenizer.model', pads_with_end=pad != PAD)
+        write_inputs(folder / f'born_{name}', {'text': born_batch(pad)})
         export_hf.export(f'{run}@0', str(folder / f'born_{name}' / 'model'), max_shard_gib=1e-4,
                          say=lambda line: None)
     subprocess.run([os.environ['PARITY_PYTHON'], '-m', 'tests.parity.reference.load', str(folder)], check=True)
@@ -57,9 +60,12 @@ def write_inputs(folder: pathlib.Path, batches: dict[str, ours.Batch]) -> None:
                                        for key, array in arrays.items()})
 
 
-def born_batch() -> ours.Batch:
-    mask_BT = (np.arange(13) < np.array([[13], [6]])).astype(np.int64)
-    return {'input_ids': np.random.default_rng(0).integers(7, 300, mask_BT.shape) * mask_BT, 'attention_mask': mask_BT}
+def born_batch(pad: int) -> ours.Batch:
+    """Two rows of text and an end, one of them padded."""
+    place_T, length_B1 = np.arange(13), np.array([[13], [6]])
+    tokens_BT = np.random.default_rng(0).integers(7, 300, (2, 13))
+    tokens_BT = np.where(place_T < length_B1 - 1, tokens_BT, np.where(place_T < length_B1, END, pad))
+    return {'input_ids': tokens_BT, 'attention_mask': (place_T < length_B1).astype(np.int64)}
 
 
 def found(folder: pathlib.Path, name: str) -> dict:
@@ -95,9 +101,9 @@ def test_outputs_of_an_export_are_those_of_the_model_that_was_imported(loaded, n
 
 @every_born
 def test_outputs_of_a_model_of_ours_are_the_same_there(loaded, name):
-    config, head = BORN[name]
+    config, head, pad = BORN[name]
     model, params = runs.drawn(config, head)
-    batch = born_batch()
+    batch = born_batch(pad)
     wanted = jax.jit(lambda params: ours.outputs(model, params, batch, ('logits',)))(params)['logits']
     with np.load(loaded / f'born_{name}' / 'found.npz') as arrays:
         logits = arrays['text/logits']
@@ -112,6 +118,6 @@ def test_our_tokenizer_is_the_same_there(loaded, name):
     tokenizer, seen = Tokenizer.from_file(str(loaded / 'tokenizer.model')), found(loaded, f'born_{name}')
     for text, ids in zip(STRINGS, seen['ids'], strict=True):
         assert ids == tokenizer.encode(text), repr(text)
-    assert seen['special'] == {name: tokenizer.special_ids[name] for name in ('bos', 'eos', 'pad')}
+    assert seen['special'] == {**{name: tokenizer.special_ids[name] for name in ('bos', 'eos')}, 'pad': BORN[name][2]}
     assert seen['chats'] == [tokenizer.encode_chat(chat)[0] for chat in CHATS]
     assert seen['prompts'] == [tokenizer.encode_prompt(chat) for chat in CHATS]
