@@ -21,6 +21,8 @@ from llm.identity import digest
 
 MODELS = ('tokenizer.json', 'tokenizer.model')  # one of them is in a run's folder; the first, where a source has both
 BESIDE = ('tokenizer_config.json', 'special_tokens_map.json', 'chat_template.jinja')
+_SOURCES = {'tokenizer.json': 'tokenizer.json', 'tokenizer.model': 'tokenizer.model', 'spiece.model': 'tokenizer.model',
+            'vocab.txt': 'tokenizer.json'}  # what a folder has, the first that is there -> what a run keeps of it
 _MOST_BYTES = 128 * 2**20  # four times the largest tokenizer.json that we know of
 _ROLES = ('bos', 'eos', 'unk', 'sep', 'pad', 'cls', 'mask')
 # What the classes of transformers call them where no file does; only those that the tokenizer has are taken.
@@ -41,20 +43,25 @@ class Parts(NamedTuple):
     sha256: str
 
 
+def sources(folder: epath.Path) -> list[epath.Path]:
+    """The files of a folder that `gather` makes a tokenizer of, the model first; raises UserError where it has none."""
+    model = next((name for name in _SOURCES if (folder / name).is_file()), None)
+    if model is None:
+        raise UserError(f'{folder} has no tokenizer; name a folder with tokenizer.json, tokenizer.model or vocab.txt')
+    return [folder / name for name in (model, *BESIDE) if (folder / name).is_file()]
+
+
 def gather(folder: epath.Path) -> dict[str, bytes]:
     """A folder's tokenizer files, by the names under which a run keeps them; raises UserError where it has none."""
-    files = {name: _bytes(folder / name) for name in BESIDE if (folder / name).is_file()}
-    if _is_mistral(folder) and (folder / 'tokenizer.json').is_file():
+    model, *beside = sources(folder)
+    files = {path.name: _bytes(path) for path in beside}
+    if model.name == 'tokenizer.json' and _is_mistral(folder):
         config = _json(files, 'tokenizer_config.json', str(folder))
         files['tokenizer_config.json'] = json.dumps({**config, 'tokenizer_class': 'TokenizersBackend'}).encode()
-    for name, kept in (('tokenizer.json', 'tokenizer.json'), ('tokenizer.model', 'tokenizer.model'),
-                       ('spiece.model', 'tokenizer.model')):
-        if (folder / name).is_file():
-            return {kept: _bytes(folder / name), **files}
-    if (folder / 'vocab.txt').is_file():
-        config = _json(files, 'tokenizer_config.json', str(folder))
-        return {'tokenizer.json': converted.wordpiece(_bytes(folder / 'vocab.txt'), config, str(folder)), **files}
-    raise UserError(f'{folder} has no tokenizer; name a folder with tokenizer.json, tokenizer.model or vocab.txt')
+    content = _bytes(model)
+    if model.name == 'vocab.txt':
+        content = converted.wordpiece(content, _json(files, 'tokenizer_config.json', str(folder)), str(folder))
+    return {_SOURCES[model.name]: content, **files}
 
 
 def _is_mistral(folder: epath.Path) -> bool:

@@ -98,6 +98,13 @@ def tokenizer_files(opened: Opened, chat_template: str | None) -> dict[str, byte
     return foreign.with_chat_template(files, chat_template) if chat_template else files
 
 
+def _tokenizer_sources(opened: Opened) -> list[pathlib.Path]:
+    """The files that `tokenizer_files` reads, but for the model's own."""
+    if opened.described.model.kind == 'vision' or opened.metadata:
+        return []
+    return [pathlib.Path(path) for path in foreign.sources(epath.Path(opened.path))]
+
+
 def make_plan(opened: Opened, mesh: tuple[int, int, int]) -> planning.Plan:
     """Where every tensor goes on a mesh; raises UserError where the two do not fit."""
     model, head, exec_config = opened.described.model, opened.described.head, _exec(mesh)
@@ -143,7 +150,10 @@ def import_model(source: str, workdir: str, *, mesh: tuple[int, int, int] = (1, 
                         f'{opened.described.model.vocab_size}; use the tokenizer that it was trained with')
     for name in plan.left_out:
         say(f'import  left out, no part of {opened.described.head!r}: {name}')
-    hashes = {path.name: _sha256(path, progress) for path in opened.files}
+    if tokenizer and tokenizer.chat_template.startswith('unknown-'):
+        say(f'import  chat template {tokenizer.chat_template} is not known: chats will be refused; import with '
+            f'--chat_template=NAME')
+    hashes = {path.name: _sha256(path, progress) for path in (*opened.files, *_tokenizer_sources(opened))}
     identity = {'files': hashes, 'tokenizer': tokenizer.sha256 if tokenizer else None}
     folder = epath.Path(os.path.abspath(workdir)) / f'imported-{digest(identity)[:8]}'
     if (folder / 'result.json').exists() and sealed_steps(folder / 'checkpoints'):

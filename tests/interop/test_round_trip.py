@@ -1,5 +1,6 @@
 """What is imported and exported is the same, bit for bit: of every family and head, and of whole runs."""
 
+import hashlib
 import json
 import shutil
 
@@ -11,7 +12,7 @@ from llm.config import MeshConfig
 from llm.data import tokenizer as tokenizers
 from llm.errors import UserError
 from llm.fingerprint import flatten
-from llm.interop import config_json, export_hf, import_hf, layout, plan as planning, safetensors
+from llm.interop import config_json, export_hf, import_hf, layout, plan as planning
 from llm.interop.families import FAMILIES
 from llm.interop.targets import targets
 from llm.manifest import read as read_manifest
@@ -122,9 +123,9 @@ def test_every_stage_is_exported_and_imported_bit_equal(exported, stage, kind, t
     assert after.leaves['params'] == kept, 'the fingerprints of all leaves'
     assert after.model == before.model and after.heads == before.heads
     assert after.reward == (None if before.reward is None else pytest.approx(before.reward))
-    assert after.data['imported']['files'].keys() == {
-        path.name for path in folder.iterdir() if path.suffix == '.safetensors' or path.name in (
-            'config.json', safetensors.INDEX)}
+    assert after.data['imported']['files'] == {
+        path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()
+        if path.name != 'generation_config.json'}, 'all that was read'
 
 
 def test_the_same_files_are_imported_once(exported, tmp_path):
@@ -132,6 +133,16 @@ def test_the_same_files_are_imported_once(exported, tmp_path):
     for _ in range(2):
         import_hf.import_model(str(exported['sft'][1]), str(tmp_path), say=lines.append, progress=lambda *done: None)
     assert 'imported before' in lines[-1] and len(list(tmp_path.glob('imported-*'))) == 1
+
+
+def test_an_import_says_that_its_chat_template_is_not_known(exported, tmp_path):
+    lines, folder = [], shutil.copytree(exported['sft'][1], tmp_path / 'model')
+    (folder / 'chat_template.jinja').write_text('{{ messages }}')
+    for name in (None, 'quartet-1'):
+        import_hf.import_model(str(folder), str(tmp_path), chat_template=name, say=lines.append,
+                               progress=lambda *done: None)
+    said, = (line for line in lines if 'chat template' in line)
+    assert said.startswith('import  chat template unknown-') and said.endswith('import with --chat_template=NAME')
 
 
 def test_an_import_that_was_killed_after_its_seal_ends(exported, tmp_path):
