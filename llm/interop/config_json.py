@@ -1,7 +1,7 @@
 """config.json <-> `ModelConfig`: every key is known, or refused by name.
 
 In: the keys of a config.json; or a model config, its head, and the numbers of special tokens.
-Out: `Described`: family, model config, head; or the keys of a config.json that transformers 4 and 5 both read.
+Out: `Described`: family, model config, head; or the keys of a config.json that transformers 5.23.0 reads.
 Left out: which key is which field (`families.py`), reading the file (`json_file.py`), tensors.
 
 A key that is not in the family's lists is refused, because nothing tells whether it changes the maths.
@@ -101,7 +101,9 @@ def _complete(fields: dict[str, Any], config: dict[str, Any], model_type: str, h
     """Fields that follow from several keys, or from others; changes `fields`."""
     gated = fields['positions'] == 'rotary'
     acts, act = _GATED_ACTS if gated else _ACTS, fields['mlp']
-    if model_type == 'gemma' and act == 'gelu':  # the first release said so and meant the tanh form
+    # The first release said so and meant the tanh form, as transformers 5.23.0 takes it (GemmaConfig.__post_init__;
+    # it does not look at hidden_activation, which is null or gelu_pytorch_tanh in such files).
+    if model_type == 'gemma' and act == 'gelu':
         act = 'gelu_pytorch_tanh'
     if not isinstance(act, str) or act not in acts:
         raise UserError(f'{where}: the activation {act!r:.60} is not known; use one of {", ".join(acts)}')

@@ -1,6 +1,6 @@
-"""Windows and rotary positions in a config.json, in the words of transformers 4 and of transformers 5.
+"""Windows and rotary positions in a config.json, in the words of released models and in those of transformers 5.
 
-In: the keys of a config.json; or a model config. Out: our fields; or those keys, in words that both versions read.
+In: the keys of a config.json; or a model config. Out: our fields; or those keys, as transformers 5.23.0 reads them.
 Left out: all other keys (`config_json.py`).
 """
 
@@ -45,6 +45,9 @@ def window(config: dict[str, Any], model_type: str, layers: int, where: str) -> 
             raise UserError(f'{where}: layer_types={names!r:.60} is not full_attention or sliding_attention for each '
                             f'of {layers} layers; mend it')
         full = [name == 'full_attention' for name in names]
+        if model_type == 'mistral' and full != [not width] * layers:  # transformers 5.23.0 does not look at them there
+            raise UserError(f'{where}: layer_types={names!r:.60} contradicts sliding_window={width or None}, which is '
+                            f'for all layers of mistral; take layer_types out')
     if not width or all(full):
         return {'window': 0, 'global_every': 0}
     every = full.index(True) + 1 if any(full) else 0
@@ -55,7 +58,7 @@ def window(config: dict[str, Any], model_type: str, layers: int, where: str) -> 
 
 
 def rotary(config: dict[str, Any], model_type: str, fields: dict[str, Any], where: str) -> dict[str, Any]:
-    """Rotary fields, from transformers 4's keys or from 5's `rope_parameters`."""
+    """Rotary fields, from keys of their own or from the `rope_parameters` of transformers 5."""
     given = config.get('rope_parameters')
     theta = config.get('rope_theta')
     local = config.get('rope_local_base_freq')

@@ -13,16 +13,37 @@ BERT = {'model_type': 'bert', 'architectures': ['BertForSequenceClassification']
 VIT = {'model_type': 'vit', 'hidden_size': 8, 'num_hidden_layers': 1, 'num_attention_heads': 2, 'intermediate_size': 8}
 
 
+MISTRAL = {**files.CONFIG, 'model_type': 'mistral', 'architectures': ['MistralForCausalLM']}
+GEMMA = {**files.CONFIG, 'model_type': 'gemma', 'architectures': ['GemmaForCausalLM']}
+
+
 @pytest.mark.parametrize('config, words', [
     (files.CONFIG | {'hidden_act': ['silu']}, "the activation ['silu']"),
     (files.CONFIG | {'architectures': [['LlamaForCausalLM']]}, 'is not one class known here'),
     (files.CONFIG | {'rope_scaling': {'rope_type': ['linear'], 'factor': 2.0}}, 'rope_scaling='),
     (BERT | {'num_labels': 0}, 'num_labels=0'), (BERT | {'num_labels': 'three'}, "num_labels='three'"),
+    (MISTRAL | {'sliding_window': 4, 'layer_types': ['sliding_attention', 'full_attention']},
+     'contradicts sliding_window=4'),
+    (MISTRAL | {'sliding_window': None, 'layer_types': ['sliding_attention'] * 2}, 'contradicts sliding_window=None'),
+    (GEMMA | {'hidden_act': 'gelu', 'hidden_activation': 'gelu'}, "hidden_activation='gelu'"),
     (VIT | {'image_size': 10**6, 'patch_size': 10**6}, 'image_size=1000000 is beyond any model')])
 def test_lying_value_is_one_line(config, words):
     with pytest.raises(UserError) as error:
         config_json.decode(config)
     assert words in str(error.value) and '\n' not in str(error.value)
+
+
+@pytest.mark.parametrize('width, kind', [(4, 'sliding_attention'), (None, 'full_attention')])
+def test_layer_types_of_mistral_may_say_again_what_its_window_says(width, kind):
+    plain = MISTRAL | {'sliding_window': width}
+    assert config_json.decode(plain | {'layer_types': [kind] * 2}) == config_json.decode(plain)
+
+
+@pytest.mark.parametrize('keys', [{}, {'hidden_activation': None}, {'hidden_activation': 'gelu_pytorch_tanh'}], ids=str)
+def test_gelu_in_the_first_gemma_is_the_tanh_form(keys):
+    """As transformers 5.23.0 reads it: GemmaConfig.__post_init__."""
+    tanh = config_json.decode(GEMMA | {'hidden_act': 'gelu_pytorch_tanh'})
+    assert config_json.decode(GEMMA | {'hidden_act': 'gelu', **keys}) == tanh and tanh.model.mlp == 'geglu'
 
 
 def test_a_key_twice_is_found_soon():

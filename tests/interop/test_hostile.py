@@ -133,8 +133,8 @@ CONFIGS = {
     'a negative window': (dict(model_type='mistral', architectures=['MistralForCausalLM'], sliding_window=-4),
                           'sliding_window=-4'),
     'windows without order': (dict(
-        model_type='mistral', architectures=['MistralForCausalLM'], num_hidden_layers=4, sliding_window=4,
-        layer_types=['full_attention'] + ['sliding_attention'] * 3), 'not every n-th one'),
+        model_type='qwen3', architectures=['Qwen3ForCausalLM'], num_hidden_layers=4, sliding_window=4,
+        use_sliding_window=True, layer_types=['full_attention'] + ['sliding_attention'] * 3), 'not every n-th one'),
 }
 
 

@@ -60,7 +60,7 @@ def write(folder: pathlib.Path, case: zoo.Case, seed: int) -> None:
 
 
 def released(config: Any) -> dict[str, Any]:
-    """The keys that transformers 4 wrote, which transformers 5 reads as the same config."""
+    """The keys that released models have, which the transformers that runs here reads as the same config."""
     new = json.loads(config.to_json_string(use_diff=False))
     old = {key: value for key, value in new.items() if key not in ('rope_parameters', '_sliding_window_pattern')}
     old |= {'torch_dtype': old.pop('dtype'), 'transformers_version': '4.50.0'}
@@ -73,8 +73,11 @@ def released(config: Any) -> dict[str, Any]:
         old['rope_theta'] = rope['rope_theta']
         if rope['rope_type'] != 'default':
             old['rope_scaling'] = {key: value for key, value in rope.items() if key != 'rope_theta'}
+    if config.model_type == 'gemma':
+        old |= {'hidden_act': 'gelu', 'hidden_activation': None}  # which means the tanh form
     again = type(config)(**copy.deepcopy(old))  # it writes into what it is given
-    for key in ('rope_parameters', 'layer_types', 'sliding_window', 'head_dim', 'tie_word_embeddings'):
+    for key in ('rope_parameters', 'layer_types', 'sliding_window', 'head_dim', 'tie_word_embeddings',
+                'hidden_act'):
         assert getattr(again, key, None) == getattr(config, key, None), key
     return old
 
