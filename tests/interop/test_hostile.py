@@ -280,7 +280,7 @@ GGUFS = {
     'a size missing': (files.gguf_bytes(keys=[item for item in files.GGUF_KEYS.items()
                                               if item[0] != 'llama.block_count']), 'num_hidden_layers is missing'),
     'another width than the tensors': (files.gguf_bytes(keys=list(
-        {**files.GGUF_KEYS, 'llama.feed_forward_length': 64}.items())), 'its config says'),
+        {**files.GGUF_KEYS, 'llama.feed_forward_length': 32}.items())), 'its config says'),
 }
 
 
