@@ -13,8 +13,8 @@ from llm.config import ExecConfig
 from llm.model.layers import Einsum, Norm, activate, logits_bias
 
 # Heads by the kinds of model that have them. 'none' is the trunk alone.
-HEADS = {'decoder': ('token', 'scalar', 'none', 'labels', 'span'),
-         'encoder': ('masked', 'none', 'pooled', 'classes', 'labels', 'span', 'next_sentence', 'pretraining', 'scalar'),
+HEADS = {'decoder': ('token', 'scalar', 'none'),
+         'encoder': ('masked', 'none', 'pooled', 'classes', 'labels', 'span', 'next_sentence', 'pretraining'),
          'two_stream': ('token', 'none', 'pooled', 'classes', 'labels', 'span'),
          'vision': ('classes', 'pooled', 'none')}
 POOLED = ('pooled', 'classes', 'next_sentence', 'pretraining')  # of text models; classes of images need no pooler

@@ -89,8 +89,7 @@ POOLED = TRUNK | {'pooler'}
     ('none', (2, 5, 64), TRUNK), ('pooled', (2, 64), POOLED), ('masked', (2, 5, 512), TRUNK | {'masked_head'}),
     ('classes', (2, 3), POOLED | {'classes_head'}), ('labels', (2, 5, 3), TRUNK | {'labels_head'}),
     ('span', (2, 5, 2), TRUNK | {'span_head'}), ('next_sentence', (2, 2), POOLED | {'next_sentence_head'}),
-    ('pretraining', ((2, 5, 512), (2, 2)), POOLED | {'masked_head', 'next_sentence_head'}),
-    ('scalar', (2, 5), TRUNK | {'scalar_head'})])
+    ('pretraining', ((2, 5, 512), (2, 2)), POOLED | {'masked_head', 'next_sentence_head'})])
 def test_heads_have_their_own_parameters_and_give_float32(head, shape, groups):
     assert set(made(head)[1]) == groups
     found = run(head, models.tokens(2, 5))
