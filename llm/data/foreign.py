@@ -9,6 +9,7 @@ Left out: code that comes with a tokenizer, and templates: nothing of either is 
 from collections.abc import Mapping
 import hashlib
 import json
+import os
 from typing import Any, NamedTuple
 
 from etils import epath
@@ -108,7 +109,8 @@ def parts(files: Mapping[str, bytes], where: str) -> Parts:
     config = _json(files, 'tokenizer_config.json', where)
     try:
         tokens = _declared(config, _json(files, 'special_tokens_map.json', where), where)
-        added = {int(index): _content(token) for index, token in (config.get('added_tokens_decoder') or {}).items()}
+        listed = config.get('added_tokens_decoder') or {}
+        added = {int(index): _content(token) or '' for index, token in listed.items()}
         special = _special(config)
     except UserError:
         raise
@@ -162,6 +164,12 @@ def _bound(form: chat.ChatFormat, bos: str, eos: str, codec: SentencePiece | Tok
 
 
 def _bytes(path: epath.Path) -> bytes:
+    """A file's content; a link may only go to the folder itself, or, in a cache of the hub, to its blobs."""
+    folder, real = os.path.realpath(path.parent), os.path.realpath(path)
+    above = os.path.dirname(folder)
+    roots = [folder] + [os.path.join(os.path.dirname(above), 'blobs')] * (os.path.basename(above) == 'snapshots')
+    if not any(real.startswith(root + os.sep) for root in roots):
+        raise UserError(f'{path} is a link to {real}, outside of its folder; put the file itself there')
     size = path.stat().length
     if size > _MOST_BYTES:
         raise UserError(f'{path} has {size} bytes, more than {_MOST_BYTES}: no tokenizer is so large; '
@@ -244,7 +252,10 @@ def _template(files: Mapping[str, bytes], config: Mapping, where: str) -> str:
 
 def _contradictions(data: Mapping, config: Mapping, where: str) -> None:
     """Refuses a config that asks for another encoding than tokenizer.json has."""
-    normalizer, pre = data.get('normalizer') or {}, data.get('pre_tokenizer') or {}
+    normalizer, pre = (data.get(name) or {} for name in ('normalizer', 'pre_tokenizer'))
+    if not isinstance(normalizer, dict) or not isinstance(pre, dict):  # which the library does not see by some schemes
+        raise UserError(f'{where}/tokenizer.json: its normalizer or pre_tokenizer is not as tokenizers writes it; '
+                        'restore that file')
     pairs = {}
     if normalizer.get('type') == 'BertNormalizer':
         pairs = {'do_lower_case': normalizer.get('lowercase'), 'strip_accents': normalizer.get('strip_accents'),

@@ -221,6 +221,34 @@ def test_whatever_is_wrong_is_one_line(tmp_path, byte_level, contents, words):
     assert '\n' not in str(caught.value)
 
 
+@pytest.mark.parametrize('kind', ['byte_level', 'model'])
+def test_an_added_token_that_is_null_is_one_line(kind, request):
+    with pytest.raises(UserError, match="no token '' with id 5"):
+        opened(request.getfixturevalue(kind), eos_token='</s>', added_tokens_decoder={'5': None})
+
+
+def test_parts_that_are_no_tables_are_one_line(byte_level):
+    """Where a class of transformers has its own, the library does not see the file's."""
+    damaged = {**byte_level, 'decoder': {'type': 'Fuse'}, 'normalizer': ['NFC']}
+    with pytest.raises(UserError, match='normalizer or pre_tokenizer is not as tokenizers writes it'):
+        opened(damaged, eos_token='</s>', tokenizer_class='LlamaTokenizer')
+
+
+def test_a_link_may_go_to_the_blobs_of_the_hubs_cache_and_nowhere_else(tmp_path, byte_level):
+    theirs = files(byte_level, eos_token='</s>')
+    folder, blobs = tmp_path / 'hub/models--a--b/snapshots/0123', written(tmp_path / 'hub/models--a--b/blobs', theirs)
+    folder.mkdir(parents=True)
+    for name in theirs:
+        (folder / name).symlink_to(f'../../blobs/{name}')
+    assert foreign.gather(epath.Path(folder)) == theirs
+    (tmp_path / 'link').symlink_to(folder)
+    assert foreign.gather(epath.Path(tmp_path / 'link')) == theirs
+    (tmp_path / 'other').mkdir()
+    (tmp_path / 'other/tokenizer.json').symlink_to(blobs / 'tokenizer.json')
+    with pytest.raises(UserError, match=r'other/tokenizer.json is a link to .*, outside of its folder'):
+        Tokenizer.from_path(str(tmp_path / 'other'))
+
+
 def test_chat_format_without_its_control_tokens_is_refused(byte_level):
     with pytest.raises(UserError, match="chat template chatml, but no control token '<|im_start|>'"):
         Tokenizer.from_files(foreign.with_chat_template(files(others.sentencepiece_model()), 'chatml'), 'there')
