@@ -3,6 +3,7 @@
 In: a folder with config.json, safetensors and tokenizer files, or a .gguf file of a Llama-architecture model.
 Out: DIR/imported-<hash8>, named by the SHA-256 of the files, with a sealed step 0, its manifest and its tokenizer;
 `--config.init_from=DIR/imported-<hash8>` starts a stage from it. With --plan: what that would take, and nothing else.
+The host's memory: `plan.summary`. It is small while tensors are read; the seal needs the largest stacked leaf of a host.
 Left out: several processes; what is refused, and why (`config_json.py`, `safetensors.py`, `gguf.py`, `plan.py`,
 `llm/data/foreign.py`).
 """
@@ -44,7 +45,6 @@ from llm.run import Result, write_json
 from llm.sharding import make_mesh
 
 READ_BYTES = 16 * 2**20  # of a file at a time, for its hash
-_SAVED_GB = 1  # of leaves that are on the host at a time, on their way to disk, if one is not larger
 
 
 class Opened(NamedTuple):
@@ -190,7 +190,7 @@ def _save(folder: epath.Path, opened: Opened, plan: planning.Plan, identity: dic
         seed=0, mesh=dict(next(iter(leaves.values())).sharding.mesh.shape), packages=provenance.packages(),
         git_commit=provenance.git_commit(), parents={})
     refused: list[str] = []
-    with Checkpoints(folder / 'checkpoints', keep=2, say=refused.append, host_gb=_SAVED_GB) as checkpoints:
+    with Checkpoints(folder / 'checkpoints', keep=2, say=refused.append, host_gb=planning.SAVED_GB) as checkpoints:
         checkpoints.save(0, {'params': nested(leaves)}, {}, manifest)
     if refused:
         raise UserError(f'{opened.path}: {refused[0]}; fetch the model again')

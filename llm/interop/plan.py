@@ -3,6 +3,9 @@
 In: what a config.json says, the names and shapes of a file's tensors, the shapes and shardings of our leaves.
 Out: a `Plan`: for each leaf its tensors; the bytes of it all. UserError, one line, where they do not fit.
 Left out: reading (`stream.py`); a 70 B model is planned from its headers alone.
+
+The host's memory stays below the largest tensor and 1 GiB while a model is read, and while it is saved where of each
+leaf, which stacks a tensor of every layer, what this host's devices hold is below that, too: a leaf is saved as a whole.
 """
 
 from collections.abc import Mapping
@@ -19,6 +22,8 @@ from llm.interop.family import Family, Tensor
 from llm.interop.safetensors import FLOATS
 
 PIECE_BYTES = 128 * 2**20  # of float32 that are on the host at once, beside the block that is read and its reordering
+
+SAVED_GB = 1  # 1e9 bytes of leaves that are on the host at a time, on their way to disk, if one is not larger
 
 
 class Source(Protocol):
@@ -152,15 +157,22 @@ def _equal(one: Source, other: Source) -> bool:
 
 
 def summary(plan: Plan) -> dict[str, Any]:
-    """What an import takes, in bytes: of all leaves, of one device, of the largest tensor, of the host at its peak.
+    """What an import takes, in bytes: of all leaves, of one device, of the largest tensor, of this host.
 
-    The host holds one piece while it is put on a device: read, reordered, and once more on its way.
+    Reading, the host holds one piece while it is put on a device: read, reordered, and once more on its way. Saving, it
+    holds of one leaf, or of several small ones, what its devices have. Its peak is the larger of the two.
     """
     def on_device(leaf: Leaf) -> int:
         return math.prod(leaf.target.sharding.shard_shape(leaf.target.shape)) * leaf.target.dtype.itemsize
+
+    def on_host(leaf: Leaf) -> int:
+        shards = leaf.target.sharding.addressable_devices_indices_map(leaf.target.shape).values()
+        return len(set(map(str, shards))) * on_device(leaf)
     largest = max(math.prod(leaf.part_shape) * leaf.target.dtype.itemsize for leaf in plan.leaves)
-    shard = max(on_device(leaf) for leaf in plan.leaves)
+    reading = 3 * min(PIECE_BYTES, max(map(on_device, plan.leaves)))
+    shares = [on_host(leaf) for leaf in plan.leaves]
     return {'tensors': sum(len(leaf.parts) for leaf in plan.leaves),
             'bytes': sum(math.prod(leaf.target.shape) * leaf.target.dtype.itemsize for leaf in plan.leaves),
             'bytes_of_a_device': sum(map(on_device, plan.leaves)), 'largest_tensor_bytes': largest,
-            'host_peak_bytes': 3 * min(PIECE_BYTES, shard)}
+            'host_reading_bytes': reading,
+            'host_peak_bytes': max(reading, *shares, min(SAVED_GB * 10**9, sum(shares)))}
