@@ -3,7 +3,7 @@
 In: a folder with config.json, safetensors and tokenizer files, or a .gguf file of a Llama-architecture model.
 Out: DIR/imported-<hash8>, named by the SHA-256 of the files, with a sealed step 0, its manifest and its tokenizer;
 `--config.init_from=DIR/imported-<hash8>` starts a stage from it. With --plan: what that would take, and nothing else.
-The host's memory: `plan.summary`. It is small while tensors are read; the seal needs the largest stacked leaf of a host.
+The host's memory (`plan.summary`) is small while tensors are read; to save, it must hold its largest stacked leaf.
 Left out: several processes; what is refused, and why (`config_json.py`, `safetensors.py`, `gguf.py`, `plan.py`,
 `llm/data/foreign.py`).
 """

@@ -4,8 +4,8 @@ In: what a config.json says, the names and shapes of a file's tensors, the shape
 Out: a `Plan`: for each leaf its tensors; the bytes of it all. UserError, one line, where they do not fit.
 Left out: reading (`stream.py`); a 70 B model is planned from its headers alone.
 
-The host's memory stays below the largest tensor and 1 GiB while a model is read, and while it is saved where of each
-leaf, which stacks a tensor of every layer, what this host's devices hold is below that, too: a leaf is saved as a whole.
+The host's memory stays below the largest tensor and 1 GiB while a model is read. While it is saved that holds where of
+each leaf, which stacks a tensor of every layer, what this host's devices hold is below it: a leaf is saved as a whole.
 """
 
 from collections.abc import Mapping
@@ -169,8 +169,8 @@ def summary(plan: Plan) -> dict[str, Any]:
         shards = leaf.target.sharding.addressable_devices_indices_map(leaf.target.shape).values()
         return len(set(map(str, shards))) * on_device(leaf)
     largest = max(math.prod(leaf.part_shape) * leaf.target.dtype.itemsize for leaf in plan.leaves)
-    reading = 3 * min(PIECE_BYTES, max(map(on_device, plan.leaves)))
     shares = [on_host(leaf) for leaf in plan.leaves]
+    reading = 3 * min(PIECE_BYTES, max(shares))
     return {'tensors': sum(len(leaf.parts) for leaf in plan.leaves),
             'bytes': sum(math.prod(leaf.target.shape) * leaf.target.dtype.itemsize for leaf in plan.leaves),
             'bytes_of_a_device': sum(map(on_device, plan.leaves)), 'largest_tensor_bytes': largest,

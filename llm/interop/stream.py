@@ -2,7 +2,7 @@
 
 In: a `Plan`; the files' tensors. Out: our leaves, each born on the devices that hold it.
 Left out: what fits (`plan.py`). A host holds `plan.PIECE_BYTES` of numbers, times three while they are reordered and
-sent; a process reads the rows of the file that its own devices hold a part of, once for each different shard.
+sent; a process reads once the rows of the file that its own devices hold a part of, and cuts them for each.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -17,6 +17,7 @@ from llm.interop import layout, plan as planning
 from llm.interop.plan import Leaf, Plan, Source
 
 _Index = tuple[slice, ...]
+_Bounds = tuple[tuple[int, int], ...]  # of a shard: first and last + 1 along each axis
 
 
 def load(plan: Plan, tensors: Mapping[str, Source], progress: Callable[[int, int], None]) -> dict[str, jax.Array]:
@@ -31,32 +32,42 @@ def load(plan: Plan, tensors: Mapping[str, Source], progress: Callable[[int, int
 
 def _place(leaf: Leaf, tensors: Mapping[str, Source]) -> jax.Array:
     """The leaf, a shard on each device of this process; devices with the same shard copy it from the first."""
-    target, first, shards = leaf.target, {}, []
-    for device, index in target.sharding.addressable_devices_indices_map(target.shape).items():
-        bounds = tuple(part.indices(size)[:2] for part, size in zip(index, target.shape))
-        if bounds in first:
-            shards.append(jax.device_put(first[bounds], device))
-        else:
-            first[bounds] = _fill(leaf, tensors, tuple(slice(*part) for part in bounds), device)
-            shards.append(first[bounds])
-    return jax.make_array_from_single_device_arrays(target.shape, target.sharding, shards)
+    target = leaf.target
+    places = {device: tuple(part.indices(size)[:2] for part, size in zip(index, target.shape))
+              for device, index in target.sharding.addressable_devices_indices_map(target.shape).items()}
+    first = {bounds: device for device, bounds in reversed(places.items())}
+    shards = _fill(leaf, tensors, first)
+    return jax.make_array_from_single_device_arrays(target.shape, target.sharding, [
+        jax.device_put(shards[bounds], device) for device, bounds in places.items()])
 
 
-def _fill(leaf: Leaf, tensors: Mapping[str, Source], index: _Index, device: jax.Device) -> jax.Array:
-    """One shard. A small one is made on the host; of a large one, piece by piece is written into it on the device."""
-    shape = tuple(part.stop - part.start for part in index)
+def _fill(leaf: Leaf, tensors: Mapping[str, Source], first: dict[_Bounds, jax.Device]) -> dict[_Bounds, jax.Array]:
+    """Each shard on its device. Small ones are made on the host; into large ones pieces are written on the device."""
     dtype = leaf.target.dtype
-    if math.prod(shape) * dtype.itemsize <= planning.PIECE_BYTES:
-        whole = np.empty(shape, dtype)
-        for starts, piece in _pieces(leaf, tensors, index):
-            whole[tuple(slice(start, start + size) for start, size in zip(starts, piece.shape))] = piece
-        return jax.device_put(whole, device)
+    shapes = {bounds: tuple(stop - start for start, stop in bounds) for bounds in first}
+    small = sum(map(math.prod, shapes.values())) * dtype.itemsize <= planning.PIECE_BYTES
+    shards = {bounds: np.empty(shape, dtype) if small else _zeros(shape, dtype, first[bounds])
+              for bounds, shape in shapes.items()}
+    local = tuple(slice(min(start for start, _ in axis), max(stop for _, stop in axis)) for axis in zip(*first))
+    for starts, piece in _pieces(leaf, tensors, local):
+        for bounds, shard in shards.items():
+            both = [(max(low, start), min(high, start + size))
+                    for (low, high), start, size in zip(bounds, starts, piece.shape)]
+            if any(begin >= end for begin, end in both):
+                continue
+            cut = piece[tuple(slice(begin - start, end - start) for (begin, end), start in zip(both, starts))]
+            into = tuple(begin - low for (begin, _), (low, _) in zip(both, bounds))
+            if small:
+                shard[tuple(slice(start, start + size) for start, size in zip(into, cut.shape))] = cut
+            else:  # waited for: pieces on their way would pile up on the host
+                cut = jax.device_put(np.ascontiguousarray(cut, dtype), first[bounds])
+                shards[bounds] = _write(shard, cut, into).block_until_ready()
+    return {bounds: jax.device_put(shard, first[bounds]) for bounds, shard in shards.items()}
+
+
+def _zeros(shape: tuple[int, ...], dtype: np.dtype, device: jax.Device) -> jax.Array:
     place = jax.sharding.SingleDeviceSharding(device)
-    shard = jax.jit(functools.partial(jnp.zeros, shape, dtype), out_shardings=place)()
-    for starts, piece in _pieces(leaf, tensors, index):
-        # Waited for: pieces on their way would pile up on the host.
-        shard = _write(shard, jax.device_put(piece, device), starts).block_until_ready()
-    return shard
+    return jax.jit(functools.partial(jnp.zeros, shape, dtype), out_shardings=place)()
 
 
 @functools.partial(jax.jit, donate_argnums=0)
@@ -65,7 +76,7 @@ def _write(shard: jax.Array, piece: jax.Array, starts: tuple[int, ...]) -> jax.A
 
 
 def _pieces(leaf: Leaf, tensors: Mapping[str, Source], index: _Index) -> Iterator[tuple[tuple[int, ...], np.ndarray]]:
-    """(where in the shard, numbers) for every piece; cut along the axis that the file's rows run along."""
+    """(where in the leaf, numbers) for every piece of a box; cut along the axis that the file's rows run along."""
     inner = index[1:] if leaf.stacked else index
     rank = len(leaf.part_shape)
     for layer in range(index[0].start, index[0].stop) if leaf.stacked else [0]:
@@ -79,7 +90,5 @@ def _pieces(leaf: Leaf, tensors: Mapping[str, Source], index: _Index) -> Iterato
             cut = (*inner[:axis], slice(begin, min(begin + step, inner[axis].stop)), *inner[axis + 1:])
             box = layout.region(pattern, leaf.part_shape, cut, part.row.part, part.row.of)
             piece = layout.to_ours(tensor.read(box), pattern, leaf.part_shape, cut)
-            starts = tuple(begin - inner[axis].start if place == axis else 0 for place in range(rank))
-            if leaf.stacked:
-                starts, piece = (layer - index[0].start, *starts), piece[None]
-            yield starts, np.ascontiguousarray(piece, leaf.target.dtype)
+            starts = tuple(part.start for part in cut)
+            yield ((layer, *starts), piece[None]) if leaf.stacked else (starts, piece)

@@ -96,14 +96,20 @@ def small_pieces(monkeypatch):
     monkeypatch.setattr(safetensors, 'BLOCK_BYTES', 48)
 
 
-@pytest.mark.parametrize('mesh', [(1, 1, 1), (1, 8, 1), (2, 2, 2)], ids=str)
-def test_pieces_make_the_same_leaves_on_any_mesh(mesh, tmp_path, small_pieces):
-    """Of a model that eight devices divide, against whole reads with NumPy."""
+def write_divisible(folder) -> dict[str, np.ndarray]:
+    """A model that eight devices divide."""
     heads = dict(num_attention_heads=8, num_key_value_heads=8, head_dim=2, hidden_size=16, intermediate_size=16)
     shapes = {name: tuple({4: 16, 8: 16, 12: 16}.get(size, size) for size in shape)
               for name, shape in files.SHAPES.items()}
     arrays = files.tensors(0, shapes)
-    files.write_folder(tmp_path / 'model', arrays, **heads)
+    files.write_folder(folder, arrays, **heads)
+    return arrays
+
+
+@pytest.mark.parametrize('mesh', [(1, 1, 1), (1, 8, 1), (2, 2, 2)], ids=str)
+def test_pieces_make_the_same_leaves_on_any_mesh(mesh, tmp_path, small_pieces):
+    """Against whole reads with NumPy."""
+    arrays = write_divisible(tmp_path / 'model')
     _, params = import_hf.read_model(str(tmp_path / 'model'), mesh)
     leaves = flatten(params)
     query = np.stack([arrays[f'model.layers.{layer}.self_attn.q_proj.weight'].reshape(8, 2, 16).transpose(2, 0, 1)
@@ -126,6 +132,18 @@ def test_a_tensor_is_read_once_for_devices_that_hold_the_same(tmp_path, monkeypa
     plan = import_hf.make_plan(opened, (8, 1, 1))
     stream.load(plan, opened.tensors, lambda done, total: None)
     assert len(reads) == len(set(reads)) == len(files.SHAPES)
+
+
+@pytest.mark.parametrize('mesh', [(1, 8, 1), (1, 4, 2), (2, 2, 2)], ids=str)
+def test_every_byte_is_read_once_for_devices_that_hold_different_parts(mesh, tmp_path, monkeypatch, small_pieces):
+    write_divisible(tmp_path / 'model')
+    opened = import_hf.open_source(str(tmp_path / 'model'))
+    rows = []
+    read = safetensors.Stored.read
+    monkeypatch.setattr(safetensors.Stored, 'read', lambda self, box: rows.extend(
+        (self.start, row) for row in range(*box[0].indices(self.shape[0]))) or read(self, box))
+    stream.load(import_hf.make_plan(opened, mesh), opened.tensors, lambda done, total: None)
+    assert len(rows) == len(set(rows)) == sum(tensor.shape[0] for tensor in opened.tensors.values())
 
 
 # The peak of a process that reads, beside what it holds on its devices, which here are the host's memory, too.
