@@ -41,8 +41,9 @@ FLOORS = {
     'llm/phases.py': {'jax'},
     'llm/provenance.py': set(),
     'llm/report': {'jinja2', 'matplotlib', *DOOR, 'llm.manifest'},
-    'llm/interop': {'numpy', *DOOR},  # files and facts; what meets the mesh and a run is named below
-    'llm/interop/gguf.py': {'gguf', 'numpy', *DOOR, 'llm.interop'},
+    # Files and facts; what meets the mesh and a run is named below.
+    'llm/interop': {'numpy', *DOOR, 'llm.data.json_file'},
+    'llm/interop/gguf.py': {'gguf', 'numpy', *DOOR, 'llm.data.json_file', 'llm.interop'},
     'llm/interop/plan.py': {'jax', 'numpy', *DOOR, 'llm.interop'},
     'llm/interop/stream.py': {'jax', 'numpy', 'llm.interop'},
     'llm/interop/targets.py': {'flax', 'jax', 'numpy', *DOOR, 'llm.fingerprint', 'llm.model', 'llm.sharding',

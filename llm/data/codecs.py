@@ -10,7 +10,6 @@ look for special tokens, and where a text's own pieces would still add up to one
 
 from collections.abc import Iterable
 import functools
-import io
 import itertools
 import json
 import re
@@ -20,6 +19,7 @@ import numpy as np
 import sentencepiece
 import tokenizers
 
+from llm.data import json_file
 from llm.errors import UserError
 
 _SPACE_MARK = '\u2581'  # how SentencePiece writes a space
@@ -109,7 +109,7 @@ class TokenizerJson:
         `scheme`: for a vocabulary of SentencePiece's kind, what stands for the file's own way with spaces: Metaspace,
         which puts one before 'always' every text, the 'first' or 'never' one, unless it begins with a space.
         """
-        data = read_json(content)
+        data = json_file.loads(content)
         try:
             self._read(data | {'truncation': None, 'padding': None}, set(marks), scheme)
         except (AttributeError, KeyError, TypeError):
@@ -169,17 +169,6 @@ class TokenizerJson:
         """The text of the ids without control tokens; bytes that are not UTF-8 become U+FFFD."""
         return self._model.decode([index for index in map(int, ids) if index not in self._forbidden],
                                   skip_special_tokens=False)
-
-
-def read_json(content: bytes) -> dict[str, Any]:
-    """A JSON object; raises ValueError where it is none."""
-    try:
-        data = json.load(io.BytesIO(content))
-    except (ValueError, RecursionError):
-        raise ValueError('it is not JSON') from None
-    if not isinstance(data, dict):
-        raise ValueError('it is not a JSON object')
-    return data
 
 
 def _backend(data: dict[str, Any]) -> tokenizers.Tokenizer:

@@ -16,7 +16,8 @@ from etils import epath
 
 from llm.data import chat
 from llm.data import converted
-from llm.data.codecs import read_json, SentencePiece, TokenizerJson
+from llm.data import json_file
+from llm.data.codecs import SentencePiece, TokenizerJson
 from llm.errors import UserError
 from llm.identity import digest
 
@@ -133,7 +134,7 @@ def parts(files: Mapping[str, bytes], where: str) -> Parts:
         raise UserError(f'{where}/{name} has no token {token!r}{at}, which a file beside it names; save the tokenizer '
                         'again with transformers')
     if name == 'tokenizer.json':
-        _contradictions(read_json(files[name]), config, where)
+        _contradictions(json_file.loads(files[name]), config, where)
     tokens = {**_customary(codec, tokens), **tokens}
     eos, bos = (tokens.get(one) or tokens.get(other) for one, other in (('eos', 'sep'), ('bos', 'cls')))
     if eos is None:
@@ -179,7 +180,7 @@ def _bytes(path: epath.Path) -> bytes:
 
 def _json(files: Mapping[str, bytes], name: str, where: str) -> dict[str, Any]:
     try:
-        return read_json(files[name]) if name in files else {}
+        return json_file.loads(files[name]) if name in files else {}
     except ValueError as error:
         raise UserError(f'{where}/{name}: {error}; restore that file') from None
 

@@ -2,7 +2,7 @@
 
 In: the keys of a config.json; or a model config, its head, and the numbers of special tokens.
 Out: `Described`: family, model config, head; or the keys of a config.json that transformers 5.23.0 reads.
-Left out: which key is which field (`families.py`), reading the file (`json_file.py`), tensors.
+Left out: which key is which field (`families.py`), reading the file (`llm/data/json_file.py`), tensors.
 
 A key that is not in the family's lists is refused, because nothing tells whether it changes the maths.
 """

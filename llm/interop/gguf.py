@@ -19,8 +19,8 @@ from gguf import quants
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType as QuantType
 import numpy as np
 
+from llm.data import json_file
 from llm.errors import UserError
-from llm.interop import json_file
 from llm.interop.safetensors import BLOCK_BYTES
 
 # What blocks of these types mean is settled; of others (the IQ family and newer) it was not compared here.

@@ -28,12 +28,12 @@ from llm import provenance
 from llm.architecture import ModelConfig
 from llm.checkpoint import Checkpoints
 from llm.config import ExecConfig, stage_config
-from llm.data import converted, foreign
+from llm.data import converted, foreign, json_file
 from llm.data.tokenizer import FOREIGN, Tokenizer
 from llm.door import from_dict
 from llm.errors import UserError
 from llm.identity import digest
-from llm.interop import config_json, gguf, json_file, plan as planning, safetensors, stream
+from llm.interop import config_json, gguf, plan as planning, safetensors, stream
 from llm.interop.decoders import GGUF_LLAMA
 from llm.interop.families import FAMILIES
 from llm.interop.family import Family

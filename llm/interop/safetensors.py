@@ -20,8 +20,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from llm.data import json_file
 from llm.errors import UserError
-from llm.interop import json_file
 
 INDEX, SINGLE = 'model.safetensors.index.json', 'model.safetensors'
 BLOCK_BYTES = 64 * 2**20  # that are in memory beside what was asked for

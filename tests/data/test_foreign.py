@@ -195,11 +195,13 @@ def test_bad_gguf_is_one_line(change, words):
 
 @pytest.mark.parametrize('contents, words', [
     ({'README.md': b''}, 'has no tokenizer'),
-    ({'tokenizer.json': b'{'}, 'tokenizer.json: it is not JSON'),
-    ({'tokenizer.json': b'[1]'}, 'not a JSON object'),
+    ({'tokenizer.json': b'{'}, 'tokenizer.json: it is not sound JSON'),
+    ({'tokenizer.json': b'[1]'}, 'no JSON object but list'),
     ({'tokenizer.json': {'model': {'type': 'Magic'}}}, 'tokenizers cannot run it'),
     ({'tokenizer.model': b'\x80\x02}q\x00.'}, 'not a SentencePiece model'),
-    ({'tokenizer_config.json': b'nothing'}, 'tokenizer_config.json: it is not JSON'),
+    ({'tokenizer_config.json': b'nothing'}, 'tokenizer_config.json: it is not sound JSON'),
+    ({'tokenizer_config.json': b'{"eos_token": "</s>", "eos_token": "<s>"}'}, "'eos_token' is there twice"),
+    ({'tokenizer_config.json': b'{"model_max_length": NaN}'}, 'NaN is no number of JSON'),
     ({'tokenizer_config.json': {'eos_token': 7}}, '7 where a token should be'),
     ({'tokenizer_config.json': {'eos_token': '<nowhere>'}}, "no token '<nowhere>'"),
     ({'tokenizer_config.json': {'eos_token': '</s>', 'added_tokens_decoder': {'99999': {'content': '<new>'}}}},

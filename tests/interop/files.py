@@ -72,7 +72,8 @@ def write_sharded(folder: pathlib.Path, **index: Any) -> pathlib.Path:
 GGUF_KEYS = {
     'general.architecture': 'llama', 'llama.block_count': 1, 'llama.context_length': 16, 'llama.embedding_length': 64,
     'llama.feed_forward_length': 96, 'llama.attention.key_length': 16, 'llama.attention.head_count': 2,
-    'llama.attention.head_count_kv': 1, 'llama.rope.freq_base': 10000.0, 'llama.attention.layer_norm_rms_epsilon': 1e-5, 'llama.rope.dimension_count': 16}
+    'llama.attention.head_count_kv': 1, 'llama.rope.freq_base': 10000.0,
+    'llama.attention.layer_norm_rms_epsilon': 1e-5, 'llama.rope.dimension_count': 16}
 GGUF_SHAPES = {
     'token_embd.weight': (24, 64), 'output_norm.weight': (64,), 'blk.0.attn_norm.weight': (64,),
     'blk.0.ffn_norm.weight': (64,), 'blk.0.attn_q.weight': (32, 64), 'blk.0.attn_k.weight': (16, 64),

@@ -4,8 +4,9 @@ import json
 
 import pytest
 
+from llm.data import json_file
 from llm.errors import UserError
-from llm.interop import config_json, json_file
+from llm.interop import config_json
 from tests.interop import files
 
 BERT = {'model_type': 'bert', 'architectures': ['BertForSequenceClassification'], 'hidden_size': 8, 'vocab_size': 24,

@@ -7,8 +7,9 @@ import struct
 import numpy as np
 import pytest
 
+from llm.data import json_file
 from llm.errors import UserError
-from llm.interop import import_hf, json_file
+from llm.interop import import_hf
 from tests.interop import files
 
 

@@ -1,6 +1,6 @@
 """JSON from a file that may be hostile: a size limit, no key twice, no number that is none, no nesting without end.
 
-In: a path, or bytes and what to call them. Out: the object at the top; UserError, one line, for anything else.
+In: a path, or bytes. Out: the object at the top; for anything else UserError, one line, or its reason as ValueError.
 Left out: what the keys mean.
 """
 
@@ -37,13 +37,21 @@ def read(path: pathlib.Path) -> dict[str, Any]:
 def parse(data: bytes, where: str) -> dict[str, Any]:
     """The object in these bytes; `where` names them."""
     try:
+        return loads(data)
+    except ValueError as error:
+        raise UserError(f'{where}: {error}; fetch it again') from None
+
+
+def loads(data: bytes) -> dict[str, Any]:
+    """The object in these bytes; raises ValueError with the reason where there is none."""
+    try:
         value = json.loads(data.decode('utf-8'), object_pairs_hook=_unique, parse_constant=_no_constant)
     except RecursionError:
-        raise UserError(f'{where} is nested too deep for JSON of its kind; fetch it again') from None
+        raise ValueError('it is nested too deep for JSON of its kind') from None
     except ValueError as error:
-        raise UserError(f'{where} is not sound JSON ({str(error).splitlines()[0]:.100}); fetch it again') from None
+        raise ValueError(f'it is not sound JSON ({str(error).splitlines()[0]:.100})') from None
     if not isinstance(value, dict):
-        raise UserError(f'{where} holds no JSON object but {type(value).__name__}; fetch it again')
+        raise ValueError(f'it holds no JSON object but {type(value).__name__}')
     return value
 
 
