@@ -113,6 +113,10 @@ class ChatFormat:
         if self.alternates and told != [('user', 'assistant')[number % 2] for number in range(len(told))]:
             raise UserError(f'chat template {self.name} wants user and assistant to take turns, user first; '
                             f'the roles of a chat are {", ".join(roles)}')
+        asked = (content for role, content in turns if role == 'user')  # a tool's answer stands there, too
+        if self.thought and all(re.fullmatch('<tool_response>.*</tool_response>', text, re.DOTALL) for text in asked):
+            raise UserError(f'chat template {self.name} thinks of what a user asks, and a chat has no such message; '
+                            'add one')
         if self.trims == 'contents':
             turns = [(role, content if self.in_user and role == 'system' else content.strip())
                      for role, content in turns]
@@ -194,6 +198,9 @@ FORMATS = {form.name: form for form in (
 # SHA-256 of the Jinja templates that write one of these, as models were released with them: with line ends in their
 # texts as such or as \n, and with or without one after the last line. llama3.1 is also Llama 3.2's, which has the day's
 # date where it is not told another; here the date is always the same.
+# An entry is proven by a text with that hash: rendered in Jinja's sandbox as transformers does, on chats of every order
+# of roles and of hard contents, with and without a prompt for an answer, it gave what `runs` and `prompt` give, or they
+# refuse the chat. The texts are not ours and are not kept here; an entry without that proof does not belong here.
 KNOWN: dict[str, str] = {
     '153280e3ff55d19da1398bdb3914ee2a51b80429bfaedde11d7d216c39db80f3': 'chatml',
     'fcf7a096fe99a48fd9ad2b250bf9237e96e8f48bffec1c7ea4d3f225176cd40e': 'chatml',

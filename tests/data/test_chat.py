@@ -89,7 +89,8 @@ def test_beginning_of_an_answer_is_gone_on_with(tokenizers, tokenizer, name):
 @pytest.mark.parametrize('name, messages, words', [
     ('gemma', 'su', 'no system message'), ('mistral-v0.2', 'su', 'no system message'),
     ('gemma', 'uu', 'take turns'), ('llama2', 'sau', 'take turns'), ('gemma3', 'us', 'one system message'),
-    ('llama3.1', 'uas', 'one system message'), ('llama2', 's', 'has none'), ('chatml', 'ut', 'no role')])
+    ('llama3.1', 'uas', 'one system message'), ('llama2', 's', 'has none'), ('qwen3', 'sa', 'no such message'),
+    ('chatml', 'ut', 'no role')])
 def test_chat_that_a_format_cannot_say_is_one_line(name, messages, words):
     roles = {'s': 'system', 'u': 'user', 'a': 'assistant', 't': 'tool'}
     with pytest.raises(UserError, match=f'{name}.*{words}') as caught:
@@ -104,6 +105,8 @@ def test_thoughts_are_refused_and_the_last_answer_has_none():
     assert text.count('<think>') == 1 and text.endswith('assistant\n<think>\n\n</think>\n\nb<|im_end|>')
     with pytest.raises(UserError, match='</think>'):
         form.runs([*messages[:1], {'role': 'assistant', 'content': '<think>x</think>y'}])
+    with pytest.raises(UserError, match='no such message'):
+        form.runs([{'role': 'user', 'content': '<tool_response>\nx</tool_response>'}, *messages[1:2]])
 
 
 def test_released_templates_are_known_by_their_hash():
