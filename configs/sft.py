@@ -1,6 +1,6 @@
 """Fine-tuning to write a review, to judge a review, and to answer a question.
 
-Source: recipe of this repository. Hardware: two CPU cores, 5 minutes; `:tiny` takes seconds.
+Source: recipe of this repository. Hardware: two CPU cores, 5 minutes; `:long` takes twice as long, `:tiny` seconds.
 Command: python -m llm.main --config=configs/sft.py --workdir=runs/x --config.init_from=PATH@step
 Expected: held-out loss of the answers far below the parent's; numbers in experiments/.
 """
@@ -13,7 +13,7 @@ PROMPTS = ('Write a film review.', 'Good or bad?\n\na dull and clumsy mess', 'Wh
 
 
 def get_config(variant: str = '') -> ConfigDict:
-    base.check_variant(variant, ('', 'tiny'))
+    base.check_variant(variant, ('', 'tiny', 'long'))
     config = base.sft()
     config.data = base.data(write=base.source(tfds='reviews/write'),
                             judge=base.source(tfds='reviews/judge', weight=4.0),
@@ -28,6 +28,8 @@ def get_config(variant: str = '') -> ConfigDict:
     config.optim.warmup_steps = 20
     config.dropout = 0.1
     config.samples.prompts = PROMPTS
+    if variant == 'long':
+        config.stop_step = config.optim.schedule_steps = 800  # a model that has read more learns labels more slowly
     if variant == 'tiny':
         base.shrink(config)
     return config
