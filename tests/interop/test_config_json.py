@@ -23,6 +23,7 @@ GEMMA = {**files.CONFIG, 'model_type': 'gemma', 'architectures': ['GemmaForCausa
     (files.CONFIG | {'architectures': [['LlamaForCausalLM']]}, 'is not one class known here'),
     (files.CONFIG | {'rope_scaling': {'rope_type': ['linear'], 'factor': 2.0}}, 'rope_scaling='),
     (BERT | {'num_labels': 0}, 'num_labels=0'), (BERT | {'num_labels': 'three'}, "num_labels='three'"),
+    (MISTRAL | {'sliding_window': -4}, 'sliding_window=-4'),
     (MISTRAL | {'sliding_window': 4, 'layer_types': ['sliding_attention', 'full_attention']},
      'contradicts sliding_window=4'),
     (MISTRAL | {'sliding_window': None, 'layer_types': ['sliding_attention'] * 2}, 'contradicts sliding_window=None'),

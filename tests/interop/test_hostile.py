@@ -131,8 +131,6 @@ CONFIGS = {
     'a negative epsilon': (dict(rms_norm_eps=-1.0), 'rms_norm_eps=-1.0'),
     'an epsilon beyond numbers': (dict(rms_norm_eps=1e308), 'beyond any model'),
     'an encoder within': (dict(is_encoder_decoder=True), 'is_encoder_decoder=True'),
-    'a negative window': (dict(model_type='mistral', architectures=['MistralForCausalLM'], sliding_window=-4),
-                          'sliding_window=-4'),
     'windows without order': (dict(
         model_type='qwen3', architectures=['Qwen3ForCausalLM'], num_hidden_layers=4, sliding_window=4,
         use_sliding_window=True, layer_types=['full_attention'] + ['sliding_attention'] * 3), 'not every n-th one'),
