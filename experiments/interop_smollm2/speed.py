@@ -27,13 +27,13 @@ BATCHES = (1, 8)
 def main(reference: str, folder: str, python: str) -> None:
     run, _, params = open_step(reference, say=lambda line: None, progress=lambda what, done, total: None)
     model = Transformer(run.model_config, run.config.exec)
-    with subprocess.Popen([python, '-m', 'experiments.interop_smollm2.theirs', folder], text=True,
+    with subprocess.Popen([python, '-m', 'tests.parity.reference.speed', folder], text=True,
                           stdin=subprocess.PIPE, stdout=subprocess.PIPE) as theirs, jax.set_mesh(run.mesh):
         for batch in BATCHES:
             tokens_BT = np.random.default_rng(0).integers(100, run.model_config.vocab_size, (batch, PROMPT))
             turns = {(who, length): [] for who in ('quartet', 'transformers') for length in (1, ANSWER)}
-            generate = {length: jax.jit(make_generate(model, max_new_tokens=length, temperature=0.0, eos_id=-1, pad_id=0))
-                        for length in (1, ANSWER)}
+            generate = {length: jax.jit(make_generate(model, max_new_tokens=length, temperature=0.0, eos_id=-1,
+                                                      pad_id=0)) for length in (1, ANSWER)}
             for turn in range(TURNS + 1):
                 for length in (1, ANSWER):
                     began = time.perf_counter()

@@ -28,11 +28,13 @@ def test_smollm2_goes_through_the_later_stages(tmp_path):
         stage.update({key: value for key, value in ROOM.items() if key in stage})
         stage.update(stop_step=1 if name == 'ppo' else 2, eval_every_steps=2, save_every_steps=2, eval_rows=8)
         stage.samples.prompts = ()
+        stage.figures.rows = 0
     config.stages.ppo.update(rollout_batch=8, value_warmup_steps=0)
-    results = tiny.run(config, tmp_path)
+    wanted, results = read_manifest(imported / 'checkpoints', 0), tiny.run(config, tmp_path)
     assert set(results) == {'sft', 'reward', 'ppo'}
-    assert results['sft'].before < 9 and all(math.isfinite(result.after) for result in results.values())
-    wanted = read_manifest(imported / 'checkpoints', 0)
+    # Generated words say little to it, and still it is better than by chance.
+    assert results['sft'].after < results['sft'].before < math.log(wanted.model['vocab_size'])
+    assert all(math.isfinite(result.after) for result in results.values())
     for name, result in results.items():
         folder, = (path for path in tmp_path.glob(f'{name}-*') if path.is_dir())
         manifest = read_manifest(folder / 'checkpoints', result.step)

@@ -1,4 +1,4 @@
-"""transformers' side of `speed.py`: python -m experiments.interop_smollm2.theirs FOLDER
+"""transformers' side of experiments/interop_smollm2/speed.py: python -m tests.parity.reference.speed FOLDER
 
 In: lines of [prompts, tokens to answer]. Out: for each a line of [seconds, answers]. Imports no jax.
 """
