@@ -29,7 +29,8 @@ def get_config(variant: str = '') -> ConfigDict:
     config.dropout = 0.1
     config.samples.prompts = PROMPTS
     if variant == 'long':
-        config.stop_step = config.optim.schedule_steps = 800  # a model that has read more learns labels more slowly
+        # After more reading 400 are too few: experiments/learn_recipes.
+        config.stop_step = config.optim.schedule_steps = 800
     if variant == 'tiny':
         base.shrink(config)
     return config

@@ -59,12 +59,13 @@ def _digests(mesh: Mesh):
 
 
 def _blocks(x: jax.Array) -> int:
-    """How many blocks of `_BLOCK_BYTES` or so to cut the first axis into; 1 where it is sharded."""
+    """How many blocks of `_BLOCK_BYTES` or less to cut the first axis into; 1 where it is sharded, or nearly prime."""
     local = x.sharding.shard_shape(x.shape)
-    if not x.size or local[:1] != x.shape[:1] or x.nbytes <= _BLOCK_BYTES or x.ndim < 2:
+    size = math.prod(local) * x.dtype.itemsize
+    if x.ndim < 2 or local[0] != x.shape[0] or size <= _BLOCK_BYTES:
         return 1
-    least = math.prod(local) * x.dtype.itemsize // _BLOCK_BYTES
-    return next(many for many in range(max(1, min(least, x.shape[0])), x.shape[0] + 1) if x.shape[0] % many == 0)
+    least = min(-(-size // _BLOCK_BYTES), x.shape[0])
+    return next((many for many in range(least, 8 * least) if x.shape[0] % many == 0), 1)
 
 
 def _digest(x: jax.Array, blocks: int) -> jax.Array:
@@ -84,10 +85,13 @@ def _digest(x: jax.Array, blocks: int) -> jax.Array:
     if blocks == 1:
         return _block_digest(x, hashes)
 
-    def add(total: jax.Array, block: tuple[jax.Array, list[jax.Array]]) -> tuple[jax.Array, None]:
-        return total + _block_digest(block[0], [[first, *lane[1:]] for first, lane in zip(block[1], hashes)]), None
-    cut = (x.reshape(blocks, -1, *x.shape[1:]), [lane[0].reshape(blocks, -1) for lane in hashes])
-    return jax.lax.scan(add, jnp.zeros(3, jnp.uint32), cut)[0]
+    rows = x.shape[0] // blocks
+
+    def add(block: jax.Array, total: jax.Array) -> jax.Array:
+        part, *firsts = (jax.lax.dynamic_slice_in_dim(array, block * rows, rows)
+                         for array in (x, *(lane[0] for lane in hashes)))
+        return total + _block_digest(part, [[first, *lane[1:]] for first, lane in zip(firsts, hashes)])
+    return jax.lax.fori_loop(0, blocks, add, jnp.zeros(3, jnp.uint32))
 
 
 def _block_digest(x: jax.Array, hashes: list[list[jax.Array]]) -> jax.Array:

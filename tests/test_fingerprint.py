@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from llm.config import MeshConfig
-from llm.fingerprint import fingerprint
+from llm.fingerprint import _blocks, describe, fingerprint
 from llm.sharding import make_mesh
 from tests import tiny
 
@@ -27,6 +27,17 @@ def test_the_mesh_does_not_show():
         'step': on(mesh, np.int32(7)), 'key': on(mesh, jax.random.key(3))}) for mesh in MESHES]
     assert set(first) == {'layers/w', 'norm', 'step', 'key'}
     assert all(other == first for other in others)
+
+
+@pytest.mark.parametrize('dtype, rows', [('float32', 1200), ('bfloat16', 2400), ('float32', 1208)])
+def test_whether_an_array_is_read_in_blocks_does_not_show(dtype, rows):
+    array = np.random.default_rng(0).normal(size=(rows, 1024)).astype(jnp.dtype(dtype))
+    blocks, whole = on(MESHES[0], array), on(MESHES[1], array, 'data')
+    assert _blocks(blocks) > 1 and _blocks(whole) == 1
+    assert fingerprint(blocks) == fingerprint(whole)
+    array = array.copy()
+    array[-1, -1] = np.nan
+    assert describe({'params': {'w': on(MESHES[0], array)}})[1] == 'params/w'
 
 
 @pytest.mark.parametrize('dtype', ['float32', 'bfloat16', 'float16', 'int32', 'uint8', 'bool'])

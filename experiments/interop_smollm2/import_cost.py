@@ -6,6 +6,7 @@ On a CPU the parameters lie in the host's memory too. So what the import needs b
 less what it had before and less the parameters: that is what is asked to stay below the largest tensor plus 1 GiB.
 """
 
+from collections.abc import Iterator
 import json
 import math
 import pathlib
@@ -61,9 +62,11 @@ def written(size: str, folder: pathlib.Path) -> str:
                             ('post_attention_layernorm', (width,))):
             shapes[f'model.layers.{layer}.{name}.weight'] = shape
     draw = np.random.default_rng(0)
+
+    def numbers(shape: tuple[int, ...]) -> Iterator[np.ndarray]:
+        return (draw.standard_normal(shape[1:], np.float32) for _ in range(shape[0]))
     safetensors.write_file(folder / safetensors.SINGLE, {
-        name: (shape, 'BF16', (draw.standard_normal(shape[1:], np.float32) for _ in range(shape[0])) if shape[1:]
-               else iter([draw.standard_normal(shape, np.float32)])) for name, shape in shapes.items()})
+        name: (shape, 'BF16', numbers(shape)) for name, shape in shapes.items()})
     foreign.save(foreign.gather(epath.Path(folder.parent / 'exported')), epath.Path(folder))
     return str(folder)
 

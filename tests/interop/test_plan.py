@@ -135,7 +135,7 @@ def test_a_tensor_is_read_once_for_devices_that_hold_the_same(tmp_path, monkeypa
 
 
 @pytest.mark.parametrize('mesh', [(1, 8, 1), (1, 4, 2), (2, 2, 2)], ids=str)
-def test_every_byte_is_read_once_for_devices_that_hold_different_parts(mesh, tmp_path, monkeypatch, small_pieces):
+def test_every_row_is_read_once_for_devices_that_hold_different_parts(mesh, tmp_path, monkeypatch, small_pieces):
     write_divisible(tmp_path / 'model')
     opened = import_hf.open_source(str(tmp_path / 'model'))
     rows = []
