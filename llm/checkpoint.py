@@ -106,7 +106,8 @@ class Checkpoints:
         manifest = dataclasses.replace(
             manifest, step=step, best=best, leaves=leaves, files={'host': digest(host)},
             time=datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'))
-        args = {item: ocp.args.PyTreeSave(leaves) for item, leaves in flat.items()}
+        cut = ocp.SaveArgs(chunk_byte_size=2**26)  # whole, a leaf is on the host three times while it is written
+        args = {item: ocp.args.PyTreeSave(leaves, dict.fromkeys(leaves, cut), 2**28) for item, leaves in flat.items()}
         with _disk_errors(self._folder, step):
             self._orbax.save(self._folder / str(step), force=True,  # over an unsealed or refused one, if any
                              args=ocp.args.Composite(host=ocp.args.JsonSave(host), **args))
