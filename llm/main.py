@@ -73,7 +73,8 @@ def parse(argv: list[str]) -> ConfigDict:
 def _one_line(error: Exception) -> str:
     """The last line of a message: absl and ml_collections put tracebacks and search paths before it."""
     text = str(error.args[0]) if error.args else str(error)
-    return text.replace('\\n', '\n').strip().splitlines()[-1].strip()
+    line = text.replace('\\n', '\n').strip().splitlines()[-1].strip()
+    return line.removesuffix("'") if line.count("'") % 2 else line  # what is left of quotes around the whole
 
 
 def enable_compilation_cache() -> None:

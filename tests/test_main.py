@@ -44,7 +44,6 @@ def refusal(tmp_path, capfd, monkeypatch):
     (['--workdir=x'], '--config is missing; e.g. --config='),
     ([CONFIG + ':tinny', '--workdir=x'], "variant 'tinny' is not known; use one of tiny, long, or none"),
     (['--config=nowhere.py', '--workdir=x'], '--config: '),
-    ([CONFIG, '--workdir=x', '--config.stages.sft.optim.learning_rat=1'], 'learning_rat'),
     ([CONFIG, '--workdir=x', '--config.stages.sft.batch_size=many'], 'many'),
     ([CONFIG, '--workdir=x', '--config.stages.sft.batch_size=0'], 'batch_size=0 is less than 1; use 1 or more'),
     ([CONFIG, '--workdir=x', '--config.stages.sft.exec.mesh.fsdp=3'],
@@ -59,6 +58,11 @@ def refusal(tmp_path, capfd, monkeypatch):
 ])
 def test_mistake_costs_one_line(refusal, words, line, tmp_path):
     assert line in refusal(*[word.replace('--workdir=', f'--workdir={tmp_path}/') for word in words])
+
+
+def test_mistyped_key_is_told_the_nearest(refusal, tmp_path):
+    line = refusal(CONFIG, f'--workdir={tmp_path}', '--config.stages.sft.optim.learning_rat=1')
+    assert line.endswith(': Did you mean "learning_rate" instead of "learning_rat"?')
 
 
 @pytest.mark.parametrize('text, line', [
