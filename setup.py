@@ -35,6 +35,7 @@ REQUIRED = [
 EXTRAS = {
     'test': [
         'hypothesis',  # properties over many inputs
+        'libtpu==0.0.42.*',  # compiles for TPUs without one: tools/plan.py
         'packaging',  # reads this file and constraints.txt
         'pytest>=9.0',  # runs tests/
         'pytest-xdist',  # two workers: compiling uses one core

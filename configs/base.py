@@ -11,8 +11,8 @@ from ml_collections.config_dict import placeholder
 def execution() -> ConfigDict:
     """How weights are run; nothing here changes what a checkpoint means."""
     return ConfigDict({
-        # Devices along each mesh axis; -1, at most once, takes the rest.
-        'mesh': {'data': -1, 'fsdp': 1, 'tensor': 1},
+        # Devices along each mesh axis; -1, at most once, takes the rest. `context` splits the length of rows.
+        'mesh': {'data': -1, 'fsdp': 1, 'tensor': 1, 'context': 1},
         # Logical axis -> mesh axes. The first group are axes of weights, the second of activations.
         'rules': {
             'vocab': ('tensor',), 'embed': ('fsdp',), 'heads': ('tensor',), 'kv_heads': ('tensor',),

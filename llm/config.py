@@ -23,6 +23,7 @@ class MeshConfig:
     data: int
     fsdp: int
     tensor: int
+    context: int = 1
 
 
 @dataclasses.dataclass(frozen=True)

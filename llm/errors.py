@@ -1,14 +1,36 @@
-"""A mistake that a user can mend, and the checks of single values that say so.
+"""Why a run ends before its time, with the exit code that says so, and the checks of single values.
 
-In: values, with the keys that they stand under. Out: `UserError`, one line with key, value and remedy.
-Left out: exit codes (`main.py`); whether keys are known and typed (`door.py`).
+In: values, with the keys that they stand under. Out: exceptions whose message is one line.
+Left out: printing them (`main.py`); whether keys are known and typed (`door.py`).
+
+A supervisor reads the codes: 2 is not tried again, 42 is, 43 needs a person, 44 a disk.
 """
 
 from typing import Any
 
 
 class UserError(ValueError):
-    """A mistake that a user can mend: one line with key, value and remedy; `main` exits with code 2."""
+    """A mistake that a user can mend: one line with key, value and remedy."""
+
+    exit_code = 2
+
+
+class Diverged(UserError):
+    """Training went wrong again and again, also without the batches in which it did."""
+
+    exit_code = 43
+
+
+class StorageError(UserError):
+    """What should be kept could not be written: a full, read-only or vanished disk. What was sealed is intact."""
+
+    exit_code = 44
+
+
+class Preempted(Exception):
+    """The machine was asked for; the run saved itself, and goes on from there when it is started again."""
+
+    exit_code = 42
 
 
 def one_of(key: str, value: str, allowed: tuple[str, ...]) -> None:

@@ -7,10 +7,12 @@ and is not part of the jit cache key; `AxisRules` raises instead, and is a plain
 """
 
 import dataclasses
+import math
 from collections.abc import Callable
 
 from flax import linen as nn
 import jax
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 import numpy as np
 
@@ -18,7 +20,7 @@ from llm.config import MeshConfig
 from llm.door import nearest
 from llm.errors import UserError
 
-MESH_AXES = ('data', 'fsdp', 'tensor')
+MESH_AXES = ('data', 'fsdp', 'context', 'tensor')  # from the slowest wires to the fastest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,20 +63,33 @@ class AxisRules:
 
 
 def make_mesh(config: MeshConfig, devices=None) -> Mesh:
-    """A mesh with axes data, fsdp, tensor over all devices; raises UserError where the sizes do not fit."""
+    """A mesh of `MESH_AXES` over all devices; raises UserError where the sizes do not fit.
+
+    Neighbours on an axis are neighbours on the wires, the more so the later the axis stands. The slices of a
+    multislice job, which only the datacenter's network joins, are parts of the axis `data`.
+    """
     devices = jax.devices() if devices is None else devices
-    sizes = dataclasses.astuple(config)
+    sizes = [getattr(config, axis) for axis in MESH_AXES]
+    said = f'exec.mesh={dataclasses.astuple(config)} (data, fsdp, tensor, context)'
     if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):
-        raise UserError(f'exec.mesh={sizes} (data, fsdp, tensor): use positive sizes and at most one -1')
-    fixed = int(np.prod([size for size in sizes if size != -1]))
+        raise UserError(f'{said}: use positive sizes and at most one -1')
+    fixed = math.prod(size for size in sizes if size != -1)
     if -1 in sizes and len(devices) % fixed == 0:
-        sizes = tuple(len(devices) // fixed if size == -1 else size for size in sizes)
-    if int(np.prod(sizes)) > len(devices) or -1 in sizes:
-        raise UserError(f'exec.mesh={sizes} (data, fsdp, tensor) does not fit {len(devices)} devices; '
-                        f'change exec.mesh so that the product divides {len(devices)}')
+        sizes = [len(devices) // fixed if size == -1 else size for size in sizes]
+    if math.prod(sizes) > len(devices) or -1 in sizes:
+        raise UserError(f'{said} does not fit {len(devices)} devices; change exec.mesh so that the product divides '
+                        f'{len(devices)}')
+    devices = devices[:math.prod(sizes)]
+    slices = len({getattr(device, 'slice_index', 0) for device in devices})
+    if sizes[0] % slices:
+        raise UserError(f'{said}: data={sizes[0]} does not split over {slices} slices; use a multiple of {slices}')
+    if slices > 1:
+        placed = mesh_utils.create_hybrid_device_mesh((sizes[0] // slices, *sizes[1:]), (slices, 1, 1, 1), devices,
+                                                      allow_split_physical_axes=True)
+    else:
+        placed = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
     # Auto: under the default, Explicit, Linen's init fails.
-    return jax.make_mesh(sizes, MESH_AXES, axis_types=(AxisType.Auto,) * 3,
-                         devices=devices[:int(np.prod(sizes))])
+    return Mesh(placed, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
 
 
 def constrain(x: jax.Array, names: tuple[str | None, ...], rules: AxisRules) -> jax.Array:

@@ -70,7 +70,7 @@ def test_recipe_parses_in_every_variant(recipe):
     ('pretrain', 'optim.learning_rat', 'unknown config key optim.learning_rat; did you mean learning_rate?'),
     ('pretrain', 'batchsize', 'unknown config key batchsize; did you mean batch_size?'),
     ('sft', 'exec.mesh.fsd', 'unknown config key exec.mesh.fsd; did you mean fsdp?'),
-    ('pretrain', 'exec.mesh.xyz', 'unknown config key exec.mesh.xyz; known: data, fsdp, tensor'),
+    ('pretrain', 'exec.mesh.xyz', 'unknown config key exec.mesh.xyz; known: context, data, fsdp, tensor'),
 ])
 def test_unknown_key_is_named_with_the_nearest(stage, key, message):
     with pytest.raises(UserError) as error:

@@ -46,7 +46,9 @@ def test_misspelt_mesh_axis_is_refused():
     ((-1, 1, 1), (8, 1, 1)), ((2, -1, 2), (2, 2, 2)), ((2, 2, 2), (2, 2, 2)), ((1, 1, 1), (1, 1, 1)),
     ((1, 3, 1), (1, 3, 1)), ((8, 1, -1), (8, 1, 1))])
 def test_mesh_has_these_sizes(sizes, shape):
-    assert tuple(make_mesh(MeshConfig(*sizes)).shape.values()) == shape
+    mesh = make_mesh(MeshConfig(*sizes))
+    assert tuple(mesh.shape[axis] for axis in ('data', 'fsdp', 'tensor')) == shape
+    assert mesh.shape['context'] == 1 and mesh.devices.size == np.prod(shape)
 
 
 @pytest.mark.parametrize('sizes, what', [
@@ -56,7 +58,7 @@ def test_mesh_has_these_sizes(sizes, shape):
 def test_mesh_that_does_not_fit_is_refused(sizes, what):
     with pytest.raises(UserError) as error:
         make_mesh(MeshConfig(*sizes))
-    assert f'exec.mesh={sizes}' in str(error.value) and what in str(error.value)
+    assert f'exec.mesh={(*sizes, 1)}' in str(error.value) and what in str(error.value)
 
 
 def rows_of(log: list):
