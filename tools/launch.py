@@ -33,7 +33,7 @@ _FLAGS = {
     'gke': ({'pod', 'image', 'claim'}, {'spot', 'wait'}),
     'xpk': ({'pod', 'cluster', 'zone', 'image'}, {'project', 'wait'}),
     'slurm': ({'nodes'}, {'time_limit', 'partition', 'wait'}),
-    'local': ({'local'}, {'supervise'}),
+    'local': ({'local'}, {'supervise', 'wait'}),  # which always waits
 }
 
 
@@ -87,7 +87,7 @@ def parse(words: list[str]) -> tuple[argparse.Namespace, Job]:
             raise UserError(f'--{flag} is missing, which {target} needs')
         if given and flag not in needed | allowed:
             raise UserError(f'--{flag} means nothing to {target}; leave it out')
-    return arguments, Job(name=arguments.name or _name(arguments.config), config=arguments.config,
+    return arguments, Job(name=arguments.name or job_name(arguments.config), config=arguments.config,
                           workdir=arguments.workdir, overrides=tuple(rest))
 
 
@@ -107,7 +107,7 @@ def _target(arguments: argparse.Namespace) -> str:
     return arguments.target or 'local'
 
 
-def _name(config: str) -> str:
+def job_name(config: str) -> str:
     """quartet- and the config's file and variant, as far as they can be in a name."""
     file, _, variant = config.partition(':')
     return re.sub(r'[^a-z0-9]+', '-', f'quartet-{pathlib.Path(file).stem}-{variant}'.lower())[:40].strip('-')

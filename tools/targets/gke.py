@@ -86,7 +86,8 @@ def jobset(job: Job, pod: Pod, *, image: str, claim: str, spot: bool) -> dict[st
 def xpk_steps(job: Job, pod: Pod, *, image: str, cluster: str, zone: str, project: str | None,
               wait: bool) -> list[Step]:
     """The same by xpk, whose JobSet starts again after 42 and 127 to 255; the cluster attaches the volume."""
-    where = [f'--cluster={word("--cluster", cluster)}', f'--zone={zone}'] + ([f'--project={project}'] if project else [])
+    where = [f'--cluster={word("--cluster", cluster)}', f'--zone={zone}',
+             *([f'--project={project}'] if project else [])]
     command = ' '.join(_one_line(text) for text in job.supervised('python'))
     create = Step(['xpk', 'workload', 'create', *where, f'--workload={job.name}', f'--tpu-type={pod.accelerator_type}',
                    f'--num-slices={pod.slices}', f'--docker-image={word("--image", image)}',
