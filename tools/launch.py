@@ -82,7 +82,7 @@ def parse(words: list[str]) -> tuple[argparse.Namespace, Job]:
     target = _target(arguments)
     needed, allowed = _FLAGS[target]
     for flag in sorted(needed | set().union(*(other for pair in _FLAGS.values() for other in pair))):
-        given = getattr(arguments, flag) not in (None, False)
+        given = getattr(arguments, flag) is not None and getattr(arguments, flag) is not False
         if flag in needed and not given:
             raise UserError(f'--{flag} is missing, which {target} needs')
         if given and flag not in needed | allowed:

@@ -28,7 +28,6 @@ from tools import launch
 from tools.sweeps import outcome, schedule
 from tools.sweeps.rows import Finished, read_rows, Row
 
-_ROOT = pathlib.Path(__file__).resolve().parents[1]
 _LOOK_SECONDS = 1.0  # between two looks at what runs
 _SAVE_SECONDS = 60.0  # for rows that were told to stop
 
@@ -51,15 +50,9 @@ def main() -> int:
     logs.mkdir(parents=True, exist_ok=True)
 
     def start(row: Row) -> subprocess.Popen:
-        words = [f'--config={config}', f'--workdir={arguments.workdir}', *row.flags]
-        if arguments.launch:
-            name = f'--name={launch.job_name(config)[:34].rstrip("-")}-r{row.number}'
-            command = ['tools.launch', *shlex.split(arguments.launch), '--wait', name, *words]
-        else:
-            command = ['llm.main', *words]
         with (logs / f'row{row.number}.log').open('a') as log:
-            return subprocess.Popen([sys.executable, '-m', *command], stdin=subprocess.DEVNULL, stdout=log,
-                                    stderr=subprocess.STDOUT, start_new_session=True)
+            return subprocess.Popen(command(row, config, arguments.workdir, arguments.launch), stdout=log,
+                                    stdin=subprocess.DEVNULL, stderr=subprocess.STDOUT, start_new_session=True)
     with _ended_with_us(start) as started:
         ended = schedule.run(rows, jobs=arguments.jobs, unfinished=finished.unfinished, start=started,
                              pause=lambda: time.sleep(_LOOK_SECONDS), say=metrics.say)
@@ -71,6 +64,15 @@ def main() -> int:
     if failed:
         metrics.say(f'{len(failed)} of {len(rows)} rows are not done, see {logs}; the same command tries them again')
     return 1 if failed else 0
+
+
+def command(row: Row, config: str, workdir: str, flags: str) -> list[str]:
+    """What runs a row, here or by `tools.launch` with those flags, and ends when the row has."""
+    words = [f'--config={config}', f'--workdir={workdir}', *row.flags]
+    if not flags:
+        return [sys.executable, '-m', 'llm.main', *words]
+    name = f'{launch.job_name(config)[:34].rstrip("-")}-r{row.number}'
+    return [sys.executable, '-m', 'tools.launch', *shlex.split(flags), '--wait', f'--name={name}', *words]
 
 
 def read(path: str) -> tuple[str, list[dict]]:

@@ -9,7 +9,6 @@ import csv
 import dataclasses
 import itertools
 import json
-import math
 import os
 import pathlib
 from typing import Any
@@ -25,14 +24,14 @@ from tools.sweeps.rows import Row
 Record = dict[str, Any]
 _LOG_SPREAD = 30  # largest over smallest value, from which an axis is logarithmic
 _MARKERS = 'osD^vPX*'
-_STYLE = {'svg.hashsalt': 'sweep', 'text.parse_math': False, 'axes.spines.top': False, 'axes.spines.right': False,
+_STYLE = {'svg.hashsalt': 'sweep', 'axes.spines.top': False, 'axes.spines.right': False,
           'axes.grid': True, 'grid.color': '#dddddd', 'axes.axisbelow': True, 'legend.frameon': False, 'font.size': 9}
 
 
 def record(row: Row, why: str | None, done: Mapping[str, tuple[epath.Path, Result]]) -> Record:
     """One row, in plain JSON."""
     return {'row': row.number, 'overrides': dict(row.overrides), 'failed': why, 'stages': {
-        name: {'folder': folder.name, 'identity': row.keys[name], **{
+        name: {'folder': folder.name, **{
             key: value for key, value in dataclasses.asdict(result).items()
             if key in ('metric', 'before', 'after', 'step', 'last_step', 'why', 'seconds')}}
         for name, (folder, result) in done.items()}}
@@ -95,15 +94,12 @@ def _panel(axes: Axes, name: str, rows: Sequence[Row], table: Sequence[Record]) 
     colours = {value: f'C{number}' for number, value in enumerate(dict.fromkeys(group[:1] for group in groups))}
     markers = dict(zip(dict.fromkeys(group[1:] for group in groups), itertools.cycle(_MARKERS)))
     for group, points in groups.items():
-        label = ', '.join(f'{short[key]}={value}' for key, value in zip(others, group))
+        label = ', '.join(f'{short[key]}={_plain(value)}' for key, value in zip(others, group))
         axes.plot(*zip(*sorted(points)), color=colours[group[:1]], marker=markers[group[1:]], linewidth=1, label=label)
-    if numeric and _spread(ticks) > _LOG_SPREAD:
+    if numeric and min(ticks) > 0 and max(ticks) / min(ticks) > _LOG_SPREAD:
         axes.set_xscale('log')
-    if not numeric:
-        axes.set_xticks(range(len(ticks)), [_shown(tick) for tick in ticks])
-    values = [stage['after'] for _, stage in runs.values()]
-    if values and _spread(values) > _LOG_SPREAD:
-        axes.set_yscale('log')
+    axes.minorticks_off()
+    axes.set_xticks(ticks if numeric else range(len(ticks)), [_plain(tick) for tick in ticks])
     metric = next((stage['metric'] for _, stage in runs.values()), '')
     axes.set(title=f'{name}, {len(runs)} runs', xlabel=short[x], ylabel=f'held-out {metric}')
     if others and groups:
@@ -138,17 +134,20 @@ def short_names(keys: Sequence[str] | Mapping[str, Any]) -> dict[str, str]:
     return {key: name if list(shorts.values()).count(name) == 1 else key for key, name in shorts.items()}
 
 
-def _spread(values: Sequence[float]) -> float:
-    least, most = min(values), max(values)
-    return most / least if least > 0 and math.isfinite(most) else 0
-
-
 def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _shown(value: Any) -> str:
+    """None stands for a row that leaves the key as it is in the config."""
+    if value is None:
+        return 'unset'
     return f'{value:g}' if isinstance(value, float) else str(value)
+
+
+def _plain(value: Any) -> str:
+    """Not to be read as mathematics."""
+    return _shown(value).replace('$', r'\$')
 
 
 def _hashable(value: Any) -> Any:

@@ -108,8 +108,8 @@ def _check(rows: list[Row]) -> None:
             stop = row.stages[name].stop_step
             other, first = length.setdefault(key, (stop, row.number))
             if other != stop:
-                raise UserError(f'rows {first} and {row.number} share a run of {name}, once with stop_step={other}, once '
-                                f'with {stop}; sweep optim.schedule_steps with it, which makes two runs of it')
+                raise UserError(f'rows {first} and {row.number} share a run of {name}, with stop_step={other} and '
+                                f'{stop}; sweep optim.schedule_steps with it, which makes two runs of it')
         first = same.setdefault(tuple(row.keys.values()), row.number)
         if first != row.number:
             raise UserError(f'rows {first} and {row.number} are the same run: what sets them apart changes no result; '

@@ -60,7 +60,7 @@ def run(variables: Mapping[str, str], argvs: list[list[str]], *, folder: str) ->
                                 stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)
                for argv in argvs]
     lock = threading.Lock()
-    readers = [threading.Thread(target=_copy, args=(f'[{number}] '.encode(), source, target, lock))
+    readers = [threading.Thread(target=_copy, args=(f'[{number}] '.encode(), source, target, lock), daemon=True)
                for number, process in enumerate(running)
                for source, target in ((process.stdout, sys.stdout), (process.stderr, sys.stderr))]
     ended: queue.SimpleQueue[int] = queue.SimpleQueue()
@@ -81,7 +81,7 @@ def run(variables: Mapping[str, str], argvs: list[list[str]], *, folder: str) ->
         for number, handler in before.items():
             signal.signal(number, handler)
     for reader in readers:
-        reader.join()
+        reader.join(_END_SECONDS)  # longer only where something that got away still holds the pipe
     return code
 
 
@@ -111,7 +111,8 @@ def _wait(running: list[subprocess.Popen], seconds: float) -> None:
 
 def _copy(prefix: bytes, source: IO[bytes], target: IO[str], lock: threading.Lock) -> None:
     """Whole lines, so that those of two processes do not mix."""
-    for line in source:
-        with lock:
-            target.write((prefix + line.rstrip(b'\r\n')).decode(errors='replace') + '\n')
-            target.flush()
+    with source:
+        for line in source:
+            with lock:
+                target.write((prefix + line.rstrip(b'\r\n')).decode(errors='replace') + '\n')
+                target.flush()
