@@ -56,7 +56,8 @@ def main() -> int:
     with _ended_with_us(start) as started:
         ended = schedule.run(rows, jobs=arguments.jobs, unfinished=finished.unfinished, start=started,
                              pause=lambda: time.sleep(_LOOK_SECONDS), say=metrics.say)
-    table = [outcome.record(row, ended[row], finished.of(row)) for row in rows]
+    swept = outcome.all_keys(rows)
+    table = [outcome.record(row, swept, ended[row], finished.of(row)) for row in rows]
     metrics.table('rows of the sweep, each stage by its own held-out number', [outcome.cells(row) for row in table])
     for path in outcome.write(arguments.workdir, config, rows, table):
         metrics.say(str(path))

@@ -9,7 +9,7 @@ import pytest
 # Notes its words, one call a file; on a TPU's host it is also the other end of ssh.
 RECORDER = '''#!/bin/bash
 number=$(ls "$RECORDS" | wc -l)
-printf '%s\\0' "${0##*/}" "$@" > "$RECORDS/$(printf %04d "$number")"
+printf '%s\\0' "${0##*/}" "$@" > "$RECORDS/$(printf %04d "$number")-$$"  # slices are started at once
 case " $* " in *' describe '*) echo "$STATE";; esac
 for word in "$@"; do
     case "$word" in --command=*) cd "$REMOTE" && exec bash -c "${word#--command=}";; esac

@@ -28,9 +28,10 @@ _STYLE = {'svg.hashsalt': 'sweep', 'axes.spines.top': False, 'axes.spines.right'
           'axes.grid': True, 'grid.color': '#dddddd', 'axes.axisbelow': True, 'legend.frameon': False, 'font.size': 9}
 
 
-def record(row: Row, why: str | None, done: Mapping[str, tuple[epath.Path, Result]]) -> Record:
-    """One row, in plain JSON."""
-    return {'row': row.number, 'overrides': dict(row.overrides), 'failed': why, 'stages': {
+def record(row: Row, swept: Sequence[str], why: str | None,
+           done: Mapping[str, tuple[epath.Path, Result]]) -> Record:
+    """One row, in plain JSON, with its values of all keys that the sweep sets."""
+    return {'row': row.number, 'swept': {key: row.value(key) for key in swept}, 'failed': why, 'stages': {
         name: {'folder': folder.name, **{
             key: value for key, value in dataclasses.asdict(result).items()
             if key in ('metric', 'before', 'after', 'step', 'last_step', 'why', 'seconds')}}
@@ -41,7 +42,7 @@ def cells(row: Record) -> dict[str, Any]:
     """The record as a row of a table on the screen."""
     stages = {f'{name} {stage["metric"]}': f'{stage["after"]:.4g} @{stage["step"]} {stage["seconds"]:.0f}s'
               for name, stage in row['stages'].items()}
-    shown = {short: _shown(row['overrides'][key]) for key, short in short_names(row['overrides']).items()}
+    shown = {short: _shown(row['swept'][key]) for key, short in short_names(row['swept']).items()}
     return {'row': row['row'], **shown, **stages, **({'failed': row['failed']} if row['failed'] else {})}
 
 
@@ -59,7 +60,7 @@ def write(workdir: str | os.PathLike, config: str, rows: Sequence[Row], table: S
 
 
 def _write_csv(path: pathlib.Path, table: Sequence[Record]) -> None:
-    flat = [{'row': row['row'], **row['overrides'], 'failed': row['failed'] or '',
+    flat = [{'row': row['row'], **row['swept'], 'failed': row['failed'] or '',
              **{f'{name}/{key}': value for name, stage in row['stages'].items() for key, value in stage.items()}}
             for row in table]
     with path.open('w', newline='') as file:
@@ -84,12 +85,12 @@ def _panel(axes: Axes, name: str, rows: Sequence[Row], table: Sequence[Record]) 
     swept = swept_keys(name, rows)
     short = short_names(swept)
     x, *others = swept
-    ticks = list(dict.fromkeys(row.overrides.get(x) for row in rows))
+    ticks = list(dict.fromkeys(row.value(x) for row in rows))
     numeric = all(map(_is_number, ticks))
     groups: dict[tuple, list[tuple[float, float]]] = {}
     for row, stage in runs.values():
-        group = tuple(row.overrides.get(key) for key in others)
-        place = row.overrides.get(x)
+        group = tuple(row.value(key) for key in others)
+        place = row.value(x)
         groups.setdefault(_hashable(group), []).append((place if numeric else ticks.index(place), stage['after']))
     colours = {value: f'C{number}' for number, value in enumerate(dict.fromkeys(group[:1] for group in groups))}
     markers = dict(zip(dict.fromkeys(group[1:] for group in groups), itertools.cycle(_MARKERS)))
@@ -106,10 +107,14 @@ def _panel(axes: Axes, name: str, rows: Sequence[Row], table: Sequence[Record]) 
         axes.legend(fontsize=7, loc='upper left', bbox_to_anchor=(0, -.16))
 
 
+def all_keys(rows: Sequence[Row]) -> list[str]:
+    """Whatever any row sets."""
+    return list(dict.fromkeys(key for row in rows for key in row.overrides))
+
+
 def swept_keys(name: str, rows: Sequence[Row]) -> list[str]:
     """The keys that set a stage's runs apart: first the numeric one with most values, its own before its parents'."""
-    values = {key: list(dict.fromkeys(_hashable(row.overrides.get(key)) for row in rows))
-              for key in dict.fromkeys(key for row in rows for key in row.overrides)}
+    values = {key: list(dict.fromkeys(_hashable(row.value(key)) for row in rows)) for key in all_keys(rows)}
     telling = [key for key in values if len(values[key]) > 1 and (
         not key.startswith('stages.') or key.split('.')[1] in _ancestors(name, rows[0]))]
     return sorted(telling or values, key=lambda key: (not all(map(_is_number, values[key])),
@@ -139,9 +144,6 @@ def _is_number(value: Any) -> bool:
 
 
 def _shown(value: Any) -> str:
-    """None stands for a row that leaves the key as it is in the config."""
-    if value is None:
-        return 'unset'
     return f'{value:g}' if isinstance(value, float) else str(value)
 
 

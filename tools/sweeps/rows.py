@@ -42,6 +42,15 @@ class Row:
     def flags(self) -> list[str]:
         return override_flags(self.overrides)
 
+    def value(self, key: str) -> Any:
+        """What the row's config says under a key, set by the row or not."""
+        if key in self.overrides:
+            return self.overrides[key]
+        found: Any = {'stages': self.stages} if key.startswith('stages.') else next(iter(self.stages.values()))
+        for part in key.split('.'):
+            found = found[part] if isinstance(found, Mapping) else getattr(found, part)
+        return found
+
 
 def override_flags(overrides: Mapping[str, Any]) -> list[str]:
     """As `llm.main` takes them: strings bare, everything else as Python writes it."""
@@ -51,7 +60,12 @@ def override_flags(overrides: Mapping[str, Any]) -> list[str]:
 def read_rows(config: str, rows: list[Mapping[str, Any]], progress: Progress) -> list[Row]:
     """Raises UserError for a row that cannot run, and for two rows that are one run."""
     contents: dict[str, Contents] = {}  # hashing is slow, and rows mostly share their data
-    read = [_row(number, config, overrides, contents, progress) for number, overrides in enumerate(rows, 1)]
+    read = []
+    for number, overrides in enumerate(rows, 1):
+        try:
+            read.append(_row(number, config, overrides, contents, progress))
+        except UserError as error:
+            raise UserError(f'row {number}: {error}') from error
     _check(read)
     return read
 
@@ -69,12 +83,11 @@ def load_config(config: str, overrides: Mapping[str, Any]):
 def _row(number: int, config: str, overrides: Mapping[str, Any], contents: dict[str, Contents],
          progress: Progress) -> Row:
     try:
-        stages = parse(load_config(config, overrides))
-    except UserError as error:
-        raise UserError(f'row {number}: {error}') from error
+        loaded = load_config(config, overrides)
     except Exception as error:  # a config file is a program: it may raise anything
-        line = ' '.join((str(error).strip() or type(error).__name__).splitlines()[-1:])
-        raise UserError(f'row {number}, {dict(overrides)}: {line}') from error
+        line = (str(error).strip() or type(error).__name__).splitlines()[-1].strip()
+        raise UserError(f'{dict(overrides)}: {line}') from error
+    stages = parse(loaded)
     stages = {name: stages[name] for name in topological(stages)}
     data, keys = {}, {}
     for name, stage in stages.items():
