@@ -246,6 +246,14 @@ def test_an_interrupted_sweep_makes_what_is_missing(stubbed, tmp_path):
     assert call(rows, 2) == dict.fromkeys(rows) and stub.runs == ['ppo']
 
 
+def test_a_run_that_is_to_be_longer_is_not_finished(stubbed):
+    config, stub, call = stubbed
+    for stop_step, made in ((4, ['pretrain', 'sft', 'reward', 'ppo']), (8, ['ppo']), (4, [])):
+        stub.runs.clear()
+        rows = read_rows(config, [{'stages.ppo.stop_step': stop_step}], quietly)
+        assert call(rows, 1) == dict.fromkeys(rows) and stub.runs == made
+
+
 def test_a_parent_that_fails_is_tried_by_one_row(stubbed):
     config, stub, call = stubbed
     rows = read_rows(config, product(*AXES), quietly)
