@@ -16,6 +16,7 @@ import os
 import pathlib
 import re
 import signal
+import threading
 from typing import NamedTuple
 
 import jax
@@ -147,12 +148,14 @@ class Notice(contextlib.AbstractContextManager):
         self._asked = False
 
     def __enter__(self) -> 'Notice':
-        if jax.process_count() == 1:
+        self._before = None
+        # Python hears signals in its main thread alone; where a pipeline runs in another one, that one is its caller's.
+        if jax.process_count() == 1 and threading.current_thread() is threading.main_thread():
             self._before = signal.signal(signal.SIGTERM, self._hear)
         return self
 
     def __exit__(self, *error) -> None:
-        if jax.process_count() == 1:
+        if self._before is not None:
             signal.signal(signal.SIGTERM, self._before)
 
     def _hear(self, number, frame) -> None:
