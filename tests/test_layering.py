@@ -34,6 +34,7 @@ FLOORS = {
     'llm/loop.py': {'jax', 'numpy', 'llm.sharding', 'llm.train_state'},
     'llm/checkpoint.py': {'etils', 'jax', 'numpy', 'orbax', *DOOR, 'llm.fingerprint', 'llm.manifest'},
     'llm/fingerprint.py': {'jax', 'numpy', *DOOR},
+    'llm/guard.py': {'etils', 'jax', *DOOR},
     'llm/manifest.py': {'etils', *DOOR},
     'llm/metrics.py': {'rich', 'tensorboard'},
     'llm/ngrams.py': {'numpy'},
