@@ -22,7 +22,7 @@ from llm.errors import Diverged
 # Which numbers may spike, and in which direction that is bad. A reward that leaps up was not earned.
 _SIGNS = {'loss': (1,), 'grad_norm': (1,), 'kl': (1,), 'reward': (1, -1)}
 _NORMAL = 1.4826  # deviations of a normal distribution in its median absolute deviation
-_LEAST = 0.1  # of a deviation, relative to the median or to 1: losses that hardly vary have no spikes of a hair
+_LEAST = 0.02  # of a deviation, relative to the median or to 1: losses that hardly vary have no spikes of a hair
 
 
 class Rewind(Exception):

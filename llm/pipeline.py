@@ -10,6 +10,7 @@ identities and steps. Nothing else decides whether a stage is run again.
 
 from collections.abc import Callable
 import dataclasses
+import gc
 import itertools
 import json
 import os
@@ -18,6 +19,7 @@ from typing import Any
 from etils import epath
 import jax
 
+from llm import guard
 from llm import provenance
 from llm import train_state
 from llm.checkpoint import load_params
@@ -25,6 +27,7 @@ from llm.config import MeshConfig, stage_config, StageConfig
 from llm.config import STAGES as STAGE_CONFIGS
 from llm.door import from_dict, nearest
 from llm.errors import UserError
+from llm.loop import batch_of
 from llm.manifest import parse_reference, sealed_steps
 from llm.manifest import read as read_manifest
 from llm.owner import Owner
@@ -156,20 +159,35 @@ def execute(run: Run) -> Result:
     if not run.folder.exists():
         name_differences(run)
     run.folder.mkdir(parents=True, exist_ok=True)
-    with Owner(run.folder) as owner, Phases() as phases:
-        run = dataclasses.replace(run, owner=owner, phases=phases)
+    with Owner(run.folder) as owner:
+        run = dataclasses.replace(run, owner=owner)
         write_json(run.folder / 'identity.json', {
             'name': run.name, 'identity': run.identity, 'config': dataclasses.asdict(run.config),
             'parents': {key: f'{parent.folder}@{parent.step}' for key, parent in run.parents.items()}})
         for name in ('result.json', 'figures.json', 'samples.jsonl'):  # of a shorter run: this one is not finished
             (run.folder / name).unlink(missing_ok=True)
         provide_tokenizer(run)
-        with jax.set_mesh(run.mesh):
-            result = STAGES[run.config.stage].run(run)
+        while (result := _attempt(run)) is None:
+            gc.collect()  # of the state that went wrong: there may be no room for two
         write_json(run.folder / 'result.json', dataclasses.asdict(result))
     run.say(f'{run.name}  {result.metric} {result.before:.4f} -> {result.after:.4f} at step {result.step}  '
             f'{run.folder}')
     return result
+
+
+def _attempt(run: Run) -> Result | None:
+    """The end of a stage, run from its newest sound step on; None where it has to go back to one."""
+    with Phases() as phases, jax.set_mesh(run.mesh):
+        run = dataclasses.replace(run, phases=phases, rewinds=guard.rewinds(run.folder))
+        try:
+            return STAGES[run.config.stage].run(run)
+        except guard.Rewind as rewind:
+            guard.check_rewinds(run.name, run.config.guard, run.rewinds, rewind)
+            rewound = guard.entry(rewind, batch=batch_of(rewind.step, run.skipped),
+                                  sealed=sealed_steps(run.folder / 'checkpoints')[-1])
+            run.say(f'{run.name}  {rewind}; goes back to step {rewound.sealed}, without batch {rewound.batch}')
+            write_json(run.folder / 'rewinds.json', [one._asdict() for one in (*run.rewinds, rewound)])
+    return None
 
 
 def set_aside(run: Run) -> None:

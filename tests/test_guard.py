@@ -58,10 +58,10 @@ def test_nothing_is_looked_at_before_it_is_asked_for_and_nothing_twice():
     ([3.0, 2.9, 2.8, 2.7, 2.6, 9.0], 6),
     ([3.0, 2.9, 2.8, 9.0], None),  # half a window is not full yet
     ([5.0, 4.0, 3.0, 2.0, 1.0, 0.1], None),  # a loss may fall as fast as it likes
-    ([1.0, 1.0, 1.0, 1.0, 1.9], None),  # below ten times a tenth of 1
-    ([1.0, 1.0, 1.0, 1.0, 2.1], 5),
-    ([100.0, 100.0, 100.0, 100.0, 190.0], None),  # below ten times a tenth of the median
-    ([100.0, 100.0, 100.0, 100.0, 210.0], 5),
+    ([0.5, 0.5, 0.5, 0.5, 0.6], None),  # below ten times a fiftieth of 1
+    ([0.5, 0.5, 0.5, 0.5, 0.8], 5),
+    ([100.0, 100.0, 100.0, 100.0, 119.0], None),  # below ten times a fiftieth of the median
+    ([100.0, 100.0, 100.0, 100.0, 121.0], 5),
     ([1.0, 3.0, 1.0, 3.0, 15.0], None),  # deviations of 1.48
     ([1.0, 3.0, 1.0, 3.0, 18.0], 5),
 ])

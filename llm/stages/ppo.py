@@ -94,6 +94,7 @@ def run(run: Run) -> Result:
         step_fn = make_iteration(run, rollout, frozen, train_step, host)
         state = journal.state
         for step, state, metrics in fit(state, step_fn, batches, start=journal.step, stop=journal.stop):
+            journal.saw(step, metrics)
             last = step == journal.stop
             if every(config.log_every_steps, step):
                 journal.train(step, metrics, tokens=step * config.rollout_batch * config.seq_len)
