@@ -102,7 +102,7 @@ def run(run: Run) -> Result:
                 judges.watch(config, host, step, journal.evaluate(step, held_out, averaged(state), eligible))
             if why := judges.beyond(config, metrics['kl'], host['window']):
                 journal.end(f'{why}; step {journal.best_step} kept')
-            if every(config.save_every_steps, step) or last or journal.best_step == step or journal.ended:
+            if journal.due(step):
                 journal.save(step, state)
             if journal.ended:
                 break

@@ -59,7 +59,7 @@ def run(run: Run) -> Result:
                 journal.train(step, metrics, tokens=step * config.batch_size * config.seq_len)
             if every(config.eval_every_steps, step) or last:
                 journal.evaluate(step, held_out, averaged(state))
-            if every(config.save_every_steps, step) or last or journal.best_step == step:
+            if journal.due(step):
                 journal.save(step, state)
         chosen = journal.chosen(state)
         journal.samples(functools.partial(samples, run, chosen))

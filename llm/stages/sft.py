@@ -68,7 +68,7 @@ def run(run: Run) -> Result:
                 journal.evaluate(step, held_out, averaged(state))
             if journal.stale >= config.patience:
                 journal.end(f'no better for {config.patience} evaluations')
-            if every(config.save_every_steps, step) or last or journal.best_step == step or journal.ended:
+            if journal.due(step):
                 journal.save(step, state)
             if journal.ended:
                 break
