@@ -32,10 +32,12 @@ import numpy as np
 
 from llm import metrics
 from llm import pipeline
+from llm import processes
 from llm import run as run_lib
 from llm import train_step
 from llm.errors import Diverged
 from llm.journal import Journal
+from llm.main import enable_compilation_cache
 from llm.manifest import read, sealed_steps
 from llm.stages import ppo
 from tests import tiny
@@ -265,7 +267,8 @@ def main() -> int:
     for name in ('base', 'fault', 'kill'):  # of one run, to be killed
         parser.add_argument(f'--{name}', help=argparse.SUPPRESS)
     args = parser.parse_args()
-    jax.config.update('jax_compilation_cache_dir', os.path.expanduser('~/.cache/quartet/xla'))
+    processes.choose_platform()
+    enable_compilation_cache()
     jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.2)
     if args.kill:
         fault = Fault(*json.loads(args.fault))
