@@ -138,7 +138,8 @@ def make_iteration(run: Run, rollout: Callable, frozen: Any, train_step: Callabl
         for rows_B in minibatches(config, int(state.step)):
             state, metrics = train_step(state, None, take(batch, rows_B))
             updates.append(metrics)
-        metrics = {name: float(np.mean([update[name] for update in updates])) for name in metrics}
+        with np.errstate(invalid='ignore'):  # the journal sees what is not finite
+            metrics = {name: float(np.mean([update[name] for update in updates])) for name in metrics}
         metrics |= {name: float(mean) for name, mean in seen.items()} | {'kl_coef': host['kl_coef']}
         host['kl_coef'] = ppo.adaptive_kl(host['kl_coef'], metrics['kl'], target=config.kl_target,
                                           horizon=config.kl_horizon, batch=config.rollout_batch)
