@@ -19,8 +19,8 @@ import jax
 from llm.config import GuardConfig
 from llm.errors import Diverged
 
-# Which numbers may spike, and in which direction that is bad. A reward that leaps up was not earned.
-_SIGNS = {'loss': (1,), 'grad_norm': (1,), 'kl': (1,), 'reward': (1, -1)}
+# Which numbers may spike, and in which direction that is bad, causes first. A reward that leaps up was not earned.
+_SIGNS = {'reward': (1, -1), 'kl': (1,), 'loss': (1,), 'grad_norm': (1,)}
 _NORMAL = 1.4826  # deviations of a normal distribution in its median absolute deviation
 _LEAST = 0.02  # of a deviation, relative to the median or to 1: losses that hardly vary have no spikes of a hair
 
@@ -62,7 +62,7 @@ class Guard:
         waiting, self._waiting = self._waiting, []
         for step, metrics in jax.device_get(waiting):
             values = {name: float(value) for name, value in metrics.items()}
-            for name in sorted(values, key=lambda name: name not in _SIGNS):
+            for name in (*(known for known in _SIGNS if known in values), *values):
                 if not math.isfinite(values[name]):
                     raise Rewind(step, name, values[name], '')
             if self._config.spike:
