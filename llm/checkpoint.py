@@ -144,7 +144,7 @@ class Checkpoints:
         return None
 
     def wait(self) -> None:
-        """Until the last save is on disk and sealed, for all processes. Raises UserError if it failed (disk full, say)."""
+        """Until the last save is sealed, for all processes. Raises UserError if it failed (disk full, say)."""
         if self._finish():
             barrier('sealed')
 
