@@ -132,10 +132,7 @@ def injected(fault: Fault) -> Iterator[None]:
 
 
 def spoilt(fields: dict[str, np.ndarray], wrong_B: np.ndarray, factor: np.float32) -> dict[str, np.ndarray]:
-    """Rows as a damaged file would give them: weights that are no numbers, or one token over and over."""
-    if np.isfinite(factor):
-        return fields | {name: np.where(wrong_B[:, None], field.dtype.type(7), field)
-                         for name, field in fields.items() if name in ('tokens_BT', 'targets_BT')}
+    """Rows whose weights are no numbers."""
     return fields | {'mask_BT': np.where(wrong_B[:, None], factor, fields['mask_BT']).astype(np.float32)}
 
 
@@ -240,7 +237,8 @@ def faults(draw: random.Random, names: list[str]) -> Iterator[Fault]:
         for place in PLACES[name]:
             batch = draw.randrange(6, STEPS - 1)
             for kind in FACTORS:
-                yield Fault(name, place, kind, batch, batch)
+                if (place, kind) != ('batch', 'spike'):  # after a dozen steps a model is surprised by no batch
+                    yield Fault(name, place, kind, batch, batch)
         first = draw.randrange(5, STEPS - 3)
         yield Fault(name, PLACES[name][1], 'nan', first, first + 1)
         yield Fault(name, PLACES[name][1], 'nan', first, 10 ** 6)
