@@ -154,6 +154,13 @@ def stage(name: str) -> ConfigDict:
         'eval_rows': 256,         # of each source, at most, in an evaluation.
         'save_every_steps': 200,
         'keep_checkpoints': 2,    # sound ones, the best one not counted.
+        # A step whose numbers are not finite is never saved: the run goes back to its newest sealed step, and leaves
+        # out that step's batch. A spike (of loss, gradient, reward or KL) may be held for one, too.
+        'guard': {
+            'spike': 0.0,         # deviations beyond the median of the last steps that are one, e.g. 20; 0: none is.
+            'window': 32,         # steps that it is compared with; the first half of them passes unseen.
+            'rewinds': 3,         # that a run may take; the next step that goes wrong ends it, with exit code 43.
+        },
         # What is measured when the stage ends, on the test split (the validation split where there is none).
         'figures': {
             'rows': 512,                    # of each source, at most: rows of text, chats, answers, prompts; 0: none.

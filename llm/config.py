@@ -160,6 +160,19 @@ class FiguresConfig:
         at_least(1000 if self.rows else 0, self, 'yardstick_bytes', section='figures.')
 
 
+@dataclasses.dataclass(frozen=True)
+class GuardConfig:
+    """What a step that went wrong is known by; the defaults know it by numbers that are not finite."""
+
+    spike: float = 0.0
+    window: int = 32
+    rewinds: int = 3
+
+    def __post_init__(self):
+        at_least(0, self, 'spike', 'rewinds', section='guard.')
+        at_least(4, self, 'window', section='guard.')
+
+
 _NO_DATA = DataConfig({}, '', 0.0)
 
 
@@ -184,6 +197,7 @@ class StageConfig:
     keep_checkpoints: int
     samples: SamplesConfig
     figures: FiguresConfig = FiguresConfig()
+    guard: GuardConfig = GuardConfig()
 
     def __post_init__(self):
         at_least(1, self, 'batch_size', 'seq_len', 'stop_step', 'log_every_steps', 'eval_every_steps', 'eval_rows',

@@ -20,10 +20,11 @@ from llm import provenance
 from llm import train_state
 from llm.checkpoint import Checkpoints, load_params
 from llm.errors import Preempted, UserError
+from llm.guard import Guard, Rewind
 from llm.identity import digest
 from llm.loop import every
 from llm.manifest import Manifest, parent_record
-from llm.metrics import Metrics, PEAK_FLOPS
+from llm.metrics import Metrics, PEAK_FLOPS, spent
 from llm.run import Result, Run, write_json
 from llm.train_state import TrainState
 
@@ -68,11 +69,13 @@ class Journal(contextlib.AbstractContextManager):
                 self.state, self.step, self.host = self._restore(state)
                 run.say(f'{run.name}  goes on from step {self.step}')
             self._last, self._leaving = self.step, False
+            self._guard = Guard(run.config.guard, self.host)
+            run.phases.resume(*spent(run.folder, -1 if self.fresh else self.step))
             self._metrics = stack.enter_context(Metrics(
                 run.folder, total_steps=run.config.stop_step, name=run.name,
                 resume_step=None if self.fresh else self.step, flops_per_token=flops_per_token,
                 peak_flops=PEAK_FLOPS.get(jax.devices()[0].device_kind, 0.0) * run.mesh.size,
-                writes=processes.is_first()))
+                timing=run.phases.timing, writes=processes.is_first()))
             stack.enter_context(run.phases.during('train'))
             self._stack = stack.pop_all()
 
@@ -107,8 +110,9 @@ class Journal(contextlib.AbstractContextManager):
         self.host['why'] = why
         self._metrics.note(f'ends: {why}')
 
-    def saw(self, step: int) -> None:
-        """A step is done; called after every one."""
+    def saw(self, step: int, metrics: dict[str, Any]) -> None:
+        """A step is done; called after every one. Its numbers are looked at before anything else is said of it."""
+        self._guard.saw(step, metrics)
         processes.progress(f'{self._run.name} {step}')
         self._leaving = self._run.notice.now()
 
@@ -119,11 +123,13 @@ class Journal(contextlib.AbstractContextManager):
 
     def train(self, step: int, metrics: dict[str, Any], tokens: int) -> None:
         """Writes a row of training numbers; `tokens` were consumed since step 0."""
+        self._look()
         self._metrics.train(step, metrics, tokens)
 
     def evaluate(self, step: int, evaluator: Callable[[Any], dict[str, float]], params: Any,
                  eligible: Callable[[dict[str, float]], bool] = lambda values: True) -> dict[str, float]:
         """Writes a row of held-out numbers, returns them, and keeps count of the best among the eligible ones."""
+        self._look()
         with self._aside('evaluate'):
             values = agreed(evaluator(params))
         self._metrics.evaluate(step, values)
@@ -137,17 +143,18 @@ class Journal(contextlib.AbstractContextManager):
         return values
 
     def save(self, step: int, state: TrainState) -> None:
-        """Saves in the background. Raises UserError for a state with a number that is not finite.
+        """Saves in the background. Raises Rewind for a state with a number that is not finite.
 
         Where this machine is to be taken away the save is sealed first, and `Preempted` ends the run.
         """
+        self._look()
         with self._aside('save'):
             if self._run.owner is not None:  # process 0's
                 self._run.owner.check()
             reward = self._normalizer(averaged(state)) if self._normalizer else None
             if not self._checkpoints.save(step, _items(state), self.host, self._manifest(reward),
                                           best=self.host['best_step'] == step):
-                raise UserError(f'{self._run.name} diverged before step {step}; use a lower optim.learning_rate')
+                self._refuse(step)
         self._last = step
         if self._leaving:
             self._checkpoints.wait()
@@ -197,6 +204,19 @@ class Journal(contextlib.AbstractContextManager):
         """Around what is not training: a phase of its own, which no speed counts."""
         with self._metrics.aside(), self._run.phases.during(phase):
             yield
+
+    def _look(self) -> None:
+        """No number of a step that went wrong is written as if it were one, and none of its weights is."""
+        try:
+            self._guard.look()
+        except Rewind as rewind:
+            self._metrics.anomaly(rewind.step, {rewind.metric: rewind.value})
+            raise
+
+    def _refuse(self, step: int) -> None:
+        if step == self.step:  # the first one: there is nothing to go back to
+            raise UserError(f'{self._run.name} begins with a number that is not finite; give it another init_from')
+        raise Rewind(step, 'state', math.nan, '')
 
     def _manifest(self, reward: dict[str, float] | None) -> Manifest:
         run, config = self._run, self._run.config

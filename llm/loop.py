@@ -5,7 +5,8 @@ Out: (step, state, metrics) after each step; what to log, evaluate and save is t
 Left out: anything that touches disk, clock or screen.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
+import itertools
 import queue
 import threading
 from typing import Any, TypeVar
@@ -39,18 +40,27 @@ def every(n: int, step: int) -> bool:
 
 
 def batches(rows: Callable[[np.ndarray], dict[str, np.ndarray]], *, start: int, batch_size: int,
-            sharding: NamedSharding) -> Iterator[dict[str, jax.Array]]:
-    """Global batches for ever: positions start ... start + batch_size - 1 of the stream, then the next ones.
+            sharding: NamedSharding, skipped: Collection[int] = ()) -> Iterator[dict[str, jax.Array]]:
+    """Global batches for ever, of the stream cut into batches: that of step `start` + 1, then the next ones.
 
     Args:
-      rows: dense rows of given positions; a position is the number of rows consumed before.
-      start: rows consumed so far, e.g. step * batch_size.
+      rows: dense rows of given positions in the stream.
+      start: steps done.
       batch_size: global, in rows.
       sharding: of the row axis.
+      skipped: batches, numbered from 0, that no step takes.
     """
-    while True:
-        yield global_batch(rows, np.arange(start, start + batch_size), sharding)
-        start += batch_size
+    for step in itertools.count(start + 1):
+        first = batch_of(step, skipped) * batch_size
+        yield global_batch(rows, np.arange(first, first + batch_size), sharding)
+
+
+def batch_of(step: int, skipped: Collection[int]) -> int:
+    """Which batch a step takes: the first one takes batch 0, each the next one that is not skipped."""
+    batch = step - 1
+    for one in sorted(skipped):
+        batch += one <= batch
+    return batch
 
 
 def prefetch(iterator: Iterator[Item], depth: int) -> Iterator[Item]:

@@ -21,6 +21,7 @@ from llm import metrics
 from llm import processes
 from llm import report
 from llm.errors import Preempted, StorageError, UserError
+from llm.phases import goodput
 from llm.pipeline import run_pipeline
 
 CONFIG = config_flags.DEFINE_config_file('config', None, 'config file, and its variant after a colon')
@@ -56,7 +57,8 @@ def main(argv: list[str]) -> None:
     if processes.is_first():
         metrics.table('every stage beside its parent, on its own held-out number', [
             {'stage': name, 'held-out number': result.metric, 'parent': result.before, 'now': result.after,
-             'step': result.step, 'ended by': result.why, 'seconds': round(result.seconds)}
+             'step': result.step, 'ended by': result.why, 'seconds': round(result.seconds),
+             'goodput': round(goodput(result.phases), 3)}
             for name, (_, result) in done.items()])
         folders = {name: folder for name, (folder, _) in done.items()}
         metrics.say(f'report  {report.write(WORKDIR.value, folders, base.defaults())}')

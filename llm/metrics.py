@@ -18,7 +18,7 @@ import math
 import os
 import pathlib
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from rich.console import Console
@@ -116,13 +116,15 @@ class Metrics:
       resume_step: the step just restored; later rows are dropped. None: all rows are dropped.
       flops_per_token: of the model, forward and backward; 0: unknown, no FLOP/s in the rows.
       peak_flops: of all devices together (see `PEAK_FLOPS`); 0: unknown, no MFU in the rows.
+      timing: what else a row's `time` says, of the whole run so far: goodput, and seconds by phase as `phases`.
       writes: whether rows are written: by one process of a job.
 
     Log before saving: a row of step s written after the save of s is lost if the process dies in between.
     """
 
     def __init__(self, folder: str | os.PathLike, *, total_steps: int, name: str, resume_step: int | None,
-                 flops_per_token: float = 0.0, peak_flops: float = 0.0, writes: bool = True):
+                 flops_per_token: float = 0.0, peak_flops: float = 0.0, writes: bool = True,
+                 timing: Callable[[], dict[str, Any]] = dict):
         self._writes = writes
         self._folder = pathlib.Path(folder)
         self._total_steps = total_steps
@@ -130,6 +132,7 @@ class Metrics:
         self._resume_step = -1 if resume_step is None else resume_step
         self._flops_per_token = flops_per_token
         self._peak_flops = peak_flops
+        self._timing_of_run = timing
 
     def __enter__(self) -> 'Metrics':
         if self._writes:
@@ -178,24 +181,27 @@ class Metrics:
         self._write(step, 'evaluate', values, self._clock())
         self.note(f'step {step:,}  ' + '  '.join(f'{key} {value:.4g}' for key, value in values.items()))
 
+    def anomaly(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """A row of a step that went wrong: the last one of its process, dropped when the run goes back."""
+        self._write(step, 'anomaly', _floats(metrics), self._clock())
+
     def note(self, text: str) -> None:
         """A line on the screen, under this run's name; not a row."""
         say(f'{self._name}  {text}')
 
     @contextlib.contextmanager
     def aside(self) -> Iterator[None]:
-        """Around what is not training (evaluation, sampling): its time counts in goodput, not in speed."""
+        """Around what is not training (evaluation, sampling): its time does not count in speed."""
         began = time.monotonic()
         try:
             yield
         finally:
             self._aside_seconds += time.monotonic() - began
 
-    def _clock(self) -> dict[str, float]:
-        elapsed = time.monotonic() - self._began
-        return {'unix_seconds': time.time(), 'seconds': elapsed, 'goodput': 1 - self._aside_seconds / elapsed}
+    def _clock(self) -> dict[str, Any]:
+        return {'unix_seconds': time.time(), 'seconds': time.monotonic() - self._began, **self._timing_of_run()}
 
-    def _timing(self, tokens: int) -> dict[str, float]:
+    def _timing(self, tokens: int) -> dict[str, Any]:
         """Speed since the row before; a process's first row has none, because it compiled."""
         clock, last = self._clock(), self._last
         self._last = tokens, clock['seconds'], self._aside_seconds
@@ -209,7 +215,7 @@ class Metrics:
             clock['mfu'] = self._flops_per_token * speed / self._peak_flops
         return clock
 
-    def _write(self, step: int, kind: str, values: dict[str, float], timing: dict[str, float]) -> None:
+    def _write(self, step: int, kind: str, values: dict[str, float], timing: dict[str, Any]) -> None:
         assert not {'step', 'kind', 'time'} & set(values), f'reserved: {sorted(values)}'
         if not self._writes:
             return
@@ -218,7 +224,8 @@ class Metrics:
         row = {'step': step, 'kind': kind, **row, 'time': timing}
         self._rows.write(json.dumps(row, allow_nan=False) + '\n')
         self._rows.flush()
-        shown = values | {f'time/{key}': value for key, value in timing.items()}
+        shown = values | {f'time/{key}': value for key, value in timing.items() if key != 'phases'}
+        shown |= {f'time/{phase}': seconds for phase, seconds in timing.get('phases', {}).items()}
         scalars = [Summary.Value(tag=f'{kind}/{key}', simple_value=value) for key, value in shown.items()]
         self._events.add_event(Event(wall_time=time.time(), step=step, summary=Summary(value=scalars)))
 
@@ -265,6 +272,17 @@ def _drop_rows(path: pathlib.Path, last_step: int) -> None:
     beside = path.with_suffix('.tmp')
     beside.write_text(''.join(line + '\n' for line in kept), 'utf-8')
     os.replace(beside, path)
+
+
+def spent(folder: str | os.PathLike, step: int) -> tuple[dict[str, float], dict[str, float]]:
+    """Seconds by phase as the last row up to that step has them, and as the last row of all has them."""
+    path = pathlib.Path(folder) / 'metrics.jsonl'
+    kept, last = {}, {}
+    for line in path.read_text('utf-8').splitlines() if path.exists() else ():
+        if _step(line) >= 0:
+            last = json.loads(line)['time'].get('phases', {})
+            kept = last if _step(line) <= step else kept
+    return kept, last
 
 
 def _step(line: str) -> int:

@@ -11,6 +11,7 @@ identities and steps. Nothing else decides whether a stage is run again.
 from collections.abc import Callable
 import contextlib
 import dataclasses
+import gc
 import itertools
 import json
 import os
@@ -19,6 +20,7 @@ from typing import Any
 from etils import epath
 import jax
 
+from llm import guard
 from llm import provenance
 from llm import train_state
 from llm.checkpoint import load_params
@@ -26,6 +28,7 @@ from llm.config import MeshConfig, stage_config, StageConfig
 from llm.config import STAGES as STAGE_CONFIGS
 from llm.door import from_dict, nearest
 from llm.errors import UserError
+from llm.loop import batch_of
 from llm.manifest import parse_reference, sealed_steps
 from llm.manifest import read as read_manifest
 from llm.owner import Owner
@@ -161,9 +164,9 @@ def execute(run: Run) -> Result:
     with contextlib.ExitStack() as stack:
         with first_then_others(f'{run.name} begins'):
             owner = begin(run, stack) if is_first() else None
-        run = dataclasses.replace(run, owner=owner, phases=stack.enter_context(Phases()))
-        with jax.set_mesh(run.mesh):
-            result = STAGES[run.config.stage].run(run)
+        run = dataclasses.replace(run, owner=owner)
+        while (result := attempt(run)) is None:
+            gc.collect()  # of the state that went wrong: there may be no room for two
         with first_then_others(f'{run.name} ends'):
             if is_first():
                 write_json(run.folder / 'result.json', dataclasses.asdict(result))
@@ -185,6 +188,23 @@ def begin(run: Run, stack: contextlib.ExitStack) -> Owner:
         (run.folder / name).unlink(missing_ok=True)
     provide_tokenizer(run)
     return owner
+
+
+def attempt(run: Run) -> Result | None:
+    """The end of a stage, run from its newest sound step on; None where it has to go back to one."""
+    with Phases() as phases, jax.set_mesh(run.mesh):
+        run = dataclasses.replace(run, phases=phases, rewinds=guard.rewinds(run.folder))
+        try:
+            return STAGES[run.config.stage].run(run)
+        except guard.Rewind as rewind:
+            guard.check_rewinds(run.name, run.config.guard, run.rewinds, rewind)
+            with first_then_others(f'{run.name} goes back'):
+                if is_first():
+                    rewound = guard.entry(rewind, batch=batch_of(rewind.step, run.skipped),
+                                          sealed=sealed_steps(run.folder / 'checkpoints')[-1])
+                    run.say(f'{run.name}  {rewind}; goes back to step {rewound.sealed}, without batch {rewound.batch}')
+                    write_json(run.folder / 'rewinds.json', [one._asdict() for one in (*run.rewinds, rewound)])
+    return None
 
 
 def set_aside(run: Run) -> None:

@@ -10,6 +10,7 @@ A run's folder:
     tokenizer.model   a copy of its own; tokenizer/ instead, with files, where it is somebody else's
     checkpoints/      N/ and N.manifest.json
     metrics.jsonl     a row for each logged step; tensorboard/ has the same
+    rewinds.json      the steps that went wrong, and the batches that are left out for it
     data.json         by config section and source ('data.bible') and split: what cleaning left out, what is left
     samples.jsonl     what the finished stage says
     figures.json      what it was measured by, beside yardsticks
@@ -33,6 +34,7 @@ from llm.checkpoint import load_params
 from llm.config import DataConfig, ModelConfig
 from llm.data.tokenizer import Tokenizer
 from llm.door import from_dict
+from llm.guard import Rewound
 from llm.loop import batches, prefetch
 from llm.manifest import Manifest
 from llm.model.attention import MaskSpec
@@ -68,7 +70,7 @@ class Result:
     metric: str  # the held-out number that chose the step
     before: float  # that number before the first step: the parent's
     after: float  # that number at the chosen step
-    seconds: float  # of the process that ended it, its data and compiling included
+    seconds: float  # of all processes that worked on it, data and compiling included
     code: str  # SHA-256 of the source that made it
     phases: dict[str, float] = dataclasses.field(default_factory=dict)  # these seconds, by what was done in them
 
@@ -89,10 +91,16 @@ class Run:
     owner: Owner | None = None  # of the folder, while the stage runs; in process 0
     notice: Notice = dataclasses.field(default_factory=Notice)  # whether to save and leave
     phases: Phases = dataclasses.field(default_factory=Phases)  # where its time goes
+    rewinds: tuple[Rewound, ...] = ()  # what it has gone back for
 
     @functools.cached_property
     def tokenizer(self) -> Tokenizer:
         return Tokenizer.from_folder(self.folder)
+
+    @property
+    def skipped(self) -> list[int]:
+        """Batches that no step takes."""
+        return [rewound.batch for rewound in self.rewinds]
 
     @property
     def rules(self) -> AxisRules:
@@ -152,7 +160,8 @@ class Run:
                 key: str = 'batch_size') -> Iterator[dict[str, jax.Array]]:
         """Batches of a stream from the one after `step` on, made ahead of their use."""
         check_batch(key, batch_size, self.mesh, self.rules)
-        return prefetch(batches(rows, start=step * batch_size, batch_size=batch_size, sharding=self.rows_sharding), 2)
+        return prefetch(batches(rows, start=step, batch_size=batch_size, sharding=self.rows_sharding,
+                                skipped=self.skipped), 2)
 
 
 def initializer(model: Transformer) -> Callable[[jax.Array], Any]:

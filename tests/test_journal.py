@@ -2,6 +2,7 @@
 
 import json
 import math
+import time
 import types
 
 import jax
@@ -12,8 +13,9 @@ import numpy as np
 import pytest
 
 from configs import base
-from llm.config import MeshConfig
+from llm.config import GuardConfig, MeshConfig
 from llm.errors import UserError
+from llm.guard import Rewind
 from llm.journal import agreed, averaged, Journal
 from llm.loop import fit
 from llm.manifest import read, sealed_steps
@@ -34,17 +36,18 @@ def state(value: float, *, ema: bool = False) -> TrainState:
 
 
 def open_journal(folder, *, stop_step: int = 4, ema: bool = False, higher_is_better: bool = False, taken: bool = False,
-                 rows: int = 0, **keywords) -> Journal:
+                 rows: int = 0, guard: GuardConfig = GuardConfig(), **keywords) -> Journal:
     """A journal of as much of a run as it reads; the state that it is given is none of those that are saved."""
     def check():
         if taken:
             raise UserError('taken over')
-    config = types.SimpleNamespace(stage='sft', seed=0, stop_step=stop_step, keep_checkpoints=2,
+    config = types.SimpleNamespace(stage='sft', seed=0, stop_step=stop_step, keep_checkpoints=2, guard=guard,
                                    data=types.SimpleNamespace(sources={}), figures=types.SimpleNamespace(rows=rows))
     run = types.SimpleNamespace(
         name='mine', config=config, folder=folder, identity={'data': {}}, parents={}, mesh=MESH,
         model_config=tiny.MODEL, tokenizer=types.SimpleNamespace(describe=lambda: {}),
-        owner=types.SimpleNamespace(check=check), phases=Phases(), say=lambda line: None)
+        owner=types.SimpleNamespace(check=check), phases=Phases(), say=lambda line: None,
+        notice=types.SimpleNamespace(now=lambda: False))
     return Journal(run, state(100.0, ema=ema), head='token', objective='mine', metric='loss',
                    higher_is_better=higher_is_better, **keywords)
 
@@ -143,13 +146,67 @@ def test_an_end_that_was_not_saved_is_none(tmp_path):
         assert (journal.step, journal.stop, journal.ended) == (1, 4, False)
 
 
-def test_a_state_that_is_not_finite_costs_one_line_and_is_not_saved(tmp_path):
+def test_a_state_that_is_not_finite_is_not_saved(tmp_path):
     with open_journal(tmp_path) as journal:
         go_through(journal, [3.0])
         broken = state(1.0)._replace(opt_state={'m': jnp.full(3, math.inf)})
-        with pytest.raises(UserError, match='^mine diverged before step 1; use a lower optim.learning_rate$'):
+        with pytest.raises(Rewind, match='^step 1: state is nan$'):
             journal.save(1, broken)
     assert sealed_steps(tmp_path / 'checkpoints') == [0]
+
+
+def test_a_first_state_that_is_not_finite_is_its_parents_fault(tmp_path):
+    with open_journal(tmp_path) as journal:
+        with pytest.raises(UserError, match='^mine begins with a number that is not finite; give it another init_from'):
+            journal.save(0, state(1.0)._replace(params={'w': state(1.0).params['w'] * NAN}))
+
+
+@pytest.mark.parametrize('then', ['train', 'evaluate', 'save'])
+def test_nothing_is_said_or_saved_of_a_step_that_went_wrong(tmp_path, then):
+    with open_journal(tmp_path) as journal:
+        go_through(journal, [3.0])
+        journal.saw(1, {'loss': jnp.float32(2.0)})
+        journal.saw(2, {'loss': jnp.float32(NAN)})
+        with pytest.raises(Rewind, match='^step 2: loss is nan$'):
+            if then == 'train':
+                journal.train(2, {'loss': 1.0}, tokens=8)
+            elif then == 'evaluate':
+                evaluate(journal, 2, 1.0)
+            else:
+                journal.save(2, state(2.0))
+        assert journal.best_step == 0
+    assert sealed_steps(tmp_path / 'checkpoints') == [0]
+    rows = [json.loads(line) for line in (tmp_path / 'metrics.jsonl').read_text().splitlines()]
+    assert [(row['step'], row['kind'], row['loss']) for row in rows] == [(0, 'evaluate', 3.0), (2, 'anomaly', 'nan')]
+
+
+def test_a_restarted_run_knows_what_losses_were_before(tmp_path):
+    spikes = GuardConfig(spike=10.0, window=4)
+    with open_journal(tmp_path, guard=spikes) as journal:
+        go_through(journal, [3.0])
+        journal.saw(1, {'loss': jnp.float32(0.7)})
+        journal.saw(2, {'loss': jnp.float32(0.8)})
+        journal.save(2, state(2.0))
+    with open_journal(tmp_path, guard=spikes) as journal:
+        journal.saw(3, {'loss': jnp.float32(9.0)})
+        with pytest.raises(Rewind, match='^step 3: loss is 9, '):
+            journal.train(3, {'loss': 9.0}, tokens=8)
+
+
+def test_what_a_restart_cost_is_counted_on(tmp_path):
+    with open_journal(tmp_path) as journal:
+        go_through(journal, [3.0])
+        journal.train(1, {'loss': 2.0}, tokens=8)
+        time.sleep(0.2)
+        journal.train(2, {'loss': 2.0}, tokens=16)
+        spent = journal.result().seconds
+    with open_journal(tmp_path) as journal:
+        time.sleep(0.02)
+        evaluate(journal, 1, 2.0)
+        result = journal.result()
+        assert result.phases['restart'] >= 0.2 and result.seconds >= spent
+    row = json.loads((tmp_path / 'metrics.jsonl').read_text().splitlines()[-1])
+    assert 0 < row['time']['goodput'] < 1 and row['time']['phases']['restart'] >= 0.2
 
 
 def test_a_run_that_was_taken_over_saves_no_more(tmp_path):

@@ -6,11 +6,12 @@ import sys
 import threading
 import time
 
+from hypothesis import given, strategies as st
 import jax
 import numpy as np
 import pytest
 
-from llm.loop import batches, every, fit, prefetch
+from llm.loop import batch_of, batches, every, fit, prefetch
 from llm.sharding import AxisRules, batch_sharding, make_mesh
 from tests import tiny
 
@@ -38,10 +39,23 @@ def test_batches_follow_positions_and_go_on_where_they_stopped(mesh):
     def rows(positions):
         return {'position_B': positions, 'double_BT': np.stack([positions, 2 * positions], axis=1)}
     taken = list(itertools.islice(batches(rows, start=0, batch_size=8, sharding=sharding), 3))
-    again = next(batches(rows, start=16, batch_size=8, sharding=sharding))
+    again = next(batches(rows, start=2, batch_size=8, sharding=sharding))
     np.testing.assert_array_equal(np.concatenate([batch['position_B'] for batch in taken]), np.arange(24))
     np.testing.assert_array_equal(taken[2]['double_BT'], again['double_BT'])
     assert isinstance(again['double_BT'], jax.Array) and again['double_BT'].sharding == sharding
+    without = itertools.islice(batches(rows, start=1, batch_size=8, sharding=sharding, skipped=(1, 3)), 2)
+    assert [int(batch['position_B'][0]) for batch in without] == [2 * 8, 4 * 8]
+
+
+@given(st.sets(st.integers(0, 12)), st.integers(0, 12))
+def test_steps_take_every_batch_that_is_not_skipped_once_and_in_order(skipped, more):
+    left = [batch for batch in range(40) if batch not in skipped][:20]
+    assert [batch_of(step, skipped) for step in range(1, 21)] == left
+    # What a step took before the one that went wrong, it takes still.
+    wrong = 1 + more
+    wider = skipped | {batch_of(wrong, skipped)}
+    assert [batch_of(step, wider) for step in range(1, wrong)] == [batch_of(step, skipped) for step in range(1, wrong)]
+    assert batch_of(wrong, wider) == batch_of(wrong + 1, skipped)
 
 
 def prefetching():

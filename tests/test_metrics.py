@@ -91,7 +91,7 @@ def test_device_scalars_keep_their_bits_and_non_finite_ones_stay_json(tmp_path):
     assert math.isnan(float(row['nan'])) and float(row['inf']) == -math.inf
 
 
-def test_speed_is_of_training_alone_and_goodput_of_everything(tmp_path, clock):
+def test_speed_is_of_training_alone(tmp_path, clock):
     with opened(tmp_path, flops_per_token=6e3, peak_flops=1e6) as log:
         clock.now += 30  # compiling
         log.train(1, {}, 64)
@@ -103,7 +103,27 @@ def test_speed_is_of_training_alone_and_goodput_of_everything(tmp_path, clock):
     assert 'tokens_per_second' not in first
     assert second['tokens_per_second'] == pytest.approx(64)
     assert second['mfu'] == pytest.approx(64 * 6e3 / 1e6)
-    assert second['goodput'] == pytest.approx(32 / 40)
+
+
+def test_rows_tell_a_later_process_what_was_spent(tmp_path):
+    seconds = {}
+    with opened(tmp_path, timing=lambda: {'goodput': 0.5, 'phases': dict(seconds)}) as log:
+        for step in (1, 2, 3):
+            seconds |= {'train': 10.0 * step}
+            log.train(step, {'loss': 1.0}, step)
+        seconds |= {'save': 4.0}
+        log.anomaly(4, {'loss': jnp.nan})
+    assert rows(tmp_path)[0]['time']['goodput'] == 0.5
+    assert metrics.spent(tmp_path, 2) == ({'train': 20.0}, {'train': 30.0, 'save': 4.0})
+    assert metrics.spent(tmp_path, -1) == ({}, {'train': 30.0, 'save': 4.0})
+    assert metrics.spent(tmp_path / 'nowhere', 2) == ({}, {})
+    tags = EventAccumulator(str(tmp_path / 'tensorboard')).Reload().Tags()['scalars']
+    assert {'train/time/goodput', 'train/time/train', 'anomaly/time/save'} <= set(tags)
+
+
+def test_rows_from_before_there_were_phases_tell_nothing(tmp_path):
+    (tmp_path / 'metrics.jsonl').write_text('{"step": 1, "kind": "train", "time": {"goodput": 0.9}}\n{"step": 2, "ki')
+    assert metrics.spent(tmp_path, 1) == ({}, {})
 
 
 def test_unknown_peak_gives_no_mfu(tmp_path, clock):

@@ -59,7 +59,7 @@ def page(title: str, stages: list[Stage], defaults: Mapping[str, Any]) -> dict[s
     """What the template is given."""
     cards = [_shown(chain.card, stage, lambda error, stage=stage: chain.unreadable(stage)) for stage in stages]
     shared = (appendix.cleaning, functools.partial(appendix.differences, defaults=defaults), appendix.timing,
-              appendix.provenance)
+              appendix.anomalies, appendix.provenance)
     facts = _shown(functools.partial(chain.facts, cards=cards), stages, lambda error: [])
     return {'title': title, 'facts': facts, 'cards': cards,
             'stages': [(stage.name, [_shown(make, stage) for make in sections.KINDS.get(stage.kind, (unknown,))])

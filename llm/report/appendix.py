@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 import json
 from typing import Any
 
+from llm.phases import goodput, USEFUL
 from llm.report import plots
 from llm.report.folder import Stage
 from llm.report.parts import duration, finite, number, Part, percent, Table
@@ -57,12 +58,24 @@ def timing(stages: list[Stage]) -> Part:
         return Part('Time', absent='no stage has ended yet' if not any(stage.result for stage in stages) else
                     'these runs ended before time was kept by phase')
     phases = list(dict.fromkeys(phase for seconds in by_stage.values() for phase in seconds))
-    rows = [[name, *(duration(seconds.get(phase)) for phase in phases), duration(sum(seconds.values()))]
-            for name, seconds in by_stage.items()]
+    rows = [[name, *(duration(seconds.get(phase)) for phase in phases), duration(sum(seconds.values())),
+             percent(goodput(seconds))] for name, seconds in by_stage.items()]
     minutes = {name: {phase: seconds.get(phase, 0) / 60 for phase in phases} for name, seconds in by_stage.items()}
-    return Part('Time', 'Of the process that ended each stage. Each second counts once; compiling is counted apart '
-                'from what it was done for.', plots=[('Minutes by phase', plots.bars(minutes, 'minutes'))],
-                table=Table(['stage', *phases, 'all'], rows))
+    return Part('Time', 'Of all processes that worked on a stage; each second counts once. Compiling is counted apart '
+                'from what it was done for, and what a crash or a step that went wrong cost is under restart. Goodput '
+                f'is the share of {", ".join(USEFUL)}.', plots=[('Minutes by phase', plots.bars(minutes, 'minutes'))],
+                table=Table(['stage', *phases, 'all', 'goodput'], rows))
+
+
+def anomalies(stages: list[Stage]) -> Part:
+    """Steps that went wrong, and what was left out for it."""
+    rows = [[stage.name, number(one['step']), str(one['metric']), _value(one['value']), number(one['batch']),
+             number(one['sealed'])] for stage in stages for one in stage.rewinds]
+    if not rows:
+        return Part('Steps that went wrong', absent='none did')
+    return Part('Steps that went wrong', 'Nothing of such a step is kept: the run went back to a sealed one, and left '
+                'out the batch.', table=Table(['stage', 'step', 'number', 'value', 'batch left out', 'back to'], rows,
+                                              names=1))
 
 
 def provenance(stages: list[Stage]) -> Part:

@@ -39,6 +39,12 @@ class Stage:
         return self._json('data.json')
 
     @functools.cached_property
+    def rewinds(self) -> list[dict[str, Any]]:
+        """The steps that went wrong."""
+        value = _parsed(_text(self.folder / 'rewinds.json'))
+        return value if isinstance(value, list) else []
+
+    @functools.cached_property
     def rows(self) -> list[dict[str, Any]]:
         return self._lines('metrics.jsonl')
 

@@ -94,7 +94,7 @@ def run(run: Run) -> Result:
         step_fn = make_iteration(run, rollout, frozen, train_step, host)
         state = journal.state
         for step, state, metrics in fit(state, step_fn, batches, start=journal.step, stop=journal.stop):
-            journal.saw(step)
+            journal.saw(step, metrics)
             last = step == journal.stop
             if every(config.log_every_steps, step):
                 journal.train(step, metrics, tokens=step * config.rollout_batch * config.seq_len)
@@ -138,7 +138,8 @@ def make_iteration(run: Run, rollout: Callable, frozen: Any, train_step: Callabl
         for rows_B in minibatches(config, int(state.step)):
             state, metrics = train_step(state, None, take(batch, rows_B))
             updates.append(metrics)
-        metrics = {name: float(np.mean([update[name] for update in updates])) for name in metrics}
+        with np.errstate(invalid='ignore'):  # the journal sees what is not finite
+            metrics = {name: float(np.mean([update[name] for update in updates])) for name in metrics}
         metrics |= {name: float(mean) for name, mean in seen.items()} | {'kl_coef': host['kl_coef']}
         host['kl_coef'] = ppo.adaptive_kl(host['kl_coef'], metrics['kl'], target=config.kl_target,
                                           horizon=config.kl_horizon, batch=config.rollout_batch)

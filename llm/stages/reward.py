@@ -62,7 +62,7 @@ def run(run: Run) -> Result:
         step_fn = lambda state, batch: train_step(state, None, batch)
         state = journal.state
         for step, state, metrics in fit(state, step_fn, batches, start=journal.step, stop=journal.stop):
-            journal.saw(step)
+            journal.saw(step, metrics)
             last = step == journal.stop
             if every(config.log_every_steps, step):
                 journal.train(step, metrics, tokens=step * config.batch_size * config.ranked_answers * config.seq_len)
