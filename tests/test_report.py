@@ -296,8 +296,9 @@ def test_main_ends_with_the_page(tmp_path, undrawn, monkeypatch, capsys):
     folders = write_runs(tmp_path)
     done = {name: (folder, Result(**report_runs.result(name))) for name, folder in folders.items()}
     monkeypatch.setattr(main_lib, 'parse', lambda argv: None)
-    monkeypatch.setattr(main_lib, 'WORKDIR', type('Flag', (), {'value': str(tmp_path)}))
-    monkeypatch.setattr(main_lib, 'RERUN', type('Flag', (), {'value': None}))
+    for name, value in (('WORKDIR', str(tmp_path)), ('RERUN', None), ('COORDINATOR', None), ('PROCESSES', None),
+                        ('PROCESS', None)):
+        monkeypatch.setattr(main_lib, name, type('Flag', (), {'value': value}))
     monkeypatch.setattr(main_lib, 'run_pipeline', lambda *args, **keywords: done)
     main_lib.main([])
     assert capsys.readouterr().out.splitlines()[-1] == f'report  {tmp_path / "report.html"}'
