@@ -7,7 +7,11 @@ Left out: which process runs where (`tools/launch.py`), what a run saves (`llm/c
     0             done
     2, 43         passed on: bad input or a run that diverges would end so again
     42            preempted: started again at once, unless this supervisor was asked to stop (SIGTERM, SIGINT)
-    others        started again after a pause: a signal, an error, 44 for a disk that may have room by now
+    others        started again: a signal, an error, 44 for a disk that may have room by now
+
+The first restart comes at once. Where a job's process died, its peers may wait for the heartbeat to tell them; that a
+second one joins under its number ends them within a second (tried: 3 processes trained again 4 s after a SIGKILL), and
+it waits at the door until they are back, too. A restart in vain is followed by longer and longer pauses.
 
 It gives up after some restarts in a row without progress. The command says what it does in the file that
 QUARTET_PROGRESS_FILE names, a line with the step in it. A step beyond all before is progress; a change of the file is a
@@ -35,7 +39,7 @@ FINAL = {0, UserError.exit_code, Diverged.exit_code}
 POLL_SECONDS = 0.2
 STOPPED_SECONDS = 3.0  # longer than a debugger or a snapshot takes; far shorter than the heartbeat of its peers
 SLOWER = 5  # times the longest wait for a sign of life so far, before a command counts as hanging
-PAUSE_SECONDS = 5.0
+PAUSE_SECONDS = 5.0  # after a first restart in vain; twice as long after the second
 
 
 class Progress:
@@ -72,9 +76,8 @@ class Progress:
 class Supervisor:
     """Runs one command until it is done, gives up on it, or is asked to stop."""
 
-    def __init__(self, command: list[str], *, restarts: int, hang_seconds: float, pause_seconds: float = PAUSE_SECONDS):
+    def __init__(self, command: list[str], *, restarts: int, hang_seconds: float):
         self._command, self._restarts, self._hang_seconds = command, restarts, hang_seconds
-        self._pause_seconds = pause_seconds
         self._child: subprocess.Popen | None = None
         self._asked = False
 
@@ -94,7 +97,7 @@ class Supervisor:
                     say(f'ended with {code}; given up after {in_vain} restarts without progress')
                     return code
                 in_vain += 1
-                pause = 0.0 if code == Preempted.exit_code else self._pause_seconds
+                pause = 0.0 if code == Preempted.exit_code else PAUSE_SECONDS * (in_vain - 1)
                 say(f'ended with {code}; started again in {pause:g} s, restart {in_vain} of {self._restarts}')
                 if not self._pause(pause):
                     return Preempted.exit_code
