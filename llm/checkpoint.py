@@ -31,6 +31,7 @@ from llm.errors import UserError
 from llm.fingerprint import describe, flatten
 from llm.identity import digest
 from llm.manifest import Manifest, first_line, manifest_path, read, sealed_steps, write
+from llm.processes import barrier, first_then_others, is_first
 
 
 class Restored(NamedTuple):
@@ -70,7 +71,7 @@ class Checkpoints:
         self._stack.callback(self._orbax.close)
         self._sealer = self._stack.enter_context(ThreadPoolExecutor(1, 'seal'))
         self._pending: Future | None = None
-        if jax.process_index() == 0:
+        with first_then_others(str(self._folder)):
             self._folder.mkdir(parents=True, exist_ok=True)
             for path in self._folder.glob('*.orbax-checkpoint-tmp*'):  # of a process that was killed
                 path.rmtree()
@@ -132,7 +133,7 @@ class Checkpoints:
                 self._say(f'{self._folder}@{step} is refused: {reason}')
                 refused[step] = reason
                 continue
-            for newer in refused if jax.process_index() == 0 else ():
+            for newer in refused if is_first() else ():
                 path = manifest_path(self._folder, newer)
                 path.replace(path.parent / f'{path.name}.refused')
             return restored
@@ -143,24 +144,28 @@ class Checkpoints:
         return None
 
     def wait(self) -> None:
-        """Until the last save is on disk and sealed. Raises UserError if it failed (disk full, say)."""
-        pending, self._pending = self._pending, None
-        if pending:
-            pending.result()
+        """Until the last save is on disk and sealed, for all processes. Raises UserError if it failed (disk full, say)."""
+        if self._finish():
+            barrier('sealed')
 
     def close(self) -> None:
         with self._stack:
-            self.wait()
+            self._finish()  # without the others, who may not come: this process may be on its way out
 
     def steps(self) -> list[int]:
         """The sealed steps, oldest first."""
         return sealed_steps(self._folder)
 
+    def _finish(self) -> bool:
+        """Whether there was a save to wait for."""
+        pending, self._pending = self._pending, None
+        return pending is not None and pending.result() is None
+
     def _seal(self, manifest: Manifest) -> None:
         # Not in Orbax's post_finalization_callback: that one runs before the rename to the final folder.
         with _disk_errors(self._folder, manifest.step):
             self._orbax.wait_until_finished()
-            if jax.process_index() == 0:
+            if is_first():
                 write(self._folder, manifest)
                 self._retire()
 

@@ -9,6 +9,7 @@ import math
 from typing import Any
 
 import jax
+from jax.experimental import multihost_utils
 import numpy as np
 
 from llm.model.transformer import Transformer
@@ -85,8 +86,8 @@ def answers(run: Run, params: Any, prompts: list[list[int]]) -> list[str]:
                          np.arange(size, dtype=np.int32), run.rows_sharding)
     generate = jax.jit(make_generate(model, max_new_tokens=how.max_new_tokens, temperature=how.temperature,
                                      eos_id=special['eos'], pad_id=special['pad']))
-    made = jax.device_get(generate(params, **batch, key=jax.random.key(run.config.seed)))
-    return texts(run, made)[:len(prompts)]
+    made = generate(params, **batch, key=jax.random.key(run.config.seed))
+    return texts(run, multihost_utils.process_allgather(made, tiled=True))[:len(prompts)]
 
 
 def texts(run: Run, generation: Any) -> list[str]:

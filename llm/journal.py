@@ -15,11 +15,13 @@ import jax
 from jax.experimental import multihost_utils
 import numpy as np
 
+from llm import processes
 from llm import provenance
 from llm import train_state
 from llm.checkpoint import Checkpoints, load_params
-from llm.errors import UserError
+from llm.errors import Preempted, UserError
 from llm.identity import digest
+from llm.loop import every
 from llm.manifest import Manifest, parent_record
 from llm.metrics import Metrics, PEAK_FLOPS
 from llm.run import Result, Run, write_json
@@ -65,11 +67,12 @@ class Journal(contextlib.AbstractContextManager):
             else:
                 self.state, self.step, self.host = self._restore(state)
                 run.say(f'{run.name}  goes on from step {self.step}')
-            self._last = self.step
+            self._last, self._leaving = self.step, False
             self._metrics = stack.enter_context(Metrics(
                 run.folder, total_steps=run.config.stop_step, name=run.name,
                 resume_step=None if self.fresh else self.step, flops_per_token=flops_per_token,
-                peak_flops=PEAK_FLOPS.get(jax.devices()[0].device_kind, 0.0) * run.mesh.size))
+                peak_flops=PEAK_FLOPS.get(jax.devices()[0].device_kind, 0.0) * run.mesh.size,
+                writes=processes.is_first()))
             stack.enter_context(run.phases.during('train'))
             self._stack = stack.pop_all()
 
@@ -104,6 +107,16 @@ class Journal(contextlib.AbstractContextManager):
         self.host['why'] = why
         self._metrics.note(f'ends: {why}')
 
+    def saw(self, step: int) -> None:
+        """A step is done; called after every one."""
+        processes.progress(f'{self._run.name} {step}')
+        self._leaving = self._run.notice.now()
+
+    def due(self, step: int) -> bool:
+        """Whether to save after this step: every so often, the last one and the best one, and before leaving."""
+        return (every(self._run.config.save_every_steps, step) or step == self.stop or self.best_step == step
+                or self.ended or self._leaving)
+
     def train(self, step: int, metrics: dict[str, Any], tokens: int) -> None:
         """Writes a row of training numbers; `tokens` were consumed since step 0."""
         self._metrics.train(step, metrics, tokens)
@@ -124,14 +137,21 @@ class Journal(contextlib.AbstractContextManager):
         return values
 
     def save(self, step: int, state: TrainState) -> None:
-        """Saves in the background. Raises UserError for a state with a number that is not finite."""
+        """Saves in the background. Raises UserError for a state with a number that is not finite.
+
+        Where this machine is to be taken away the save is sealed first, and `Preempted` ends the run.
+        """
         with self._aside('save'):
-            self._run.owner.check()
+            if self._run.owner is not None:  # process 0's
+                self._run.owner.check()
             reward = self._normalizer(averaged(state)) if self._normalizer else None
             if not self._checkpoints.save(step, _items(state), self.host, self._manifest(reward),
                                           best=self.host['best_step'] == step):
                 raise UserError(f'{self._run.name} diverged before step {step}; use a lower optim.learning_rate')
         self._last = step
+        if self._leaving:
+            self._checkpoints.wait()
+            raise Preempted(f'{self._run.name} was asked to stop and is saved at step {step}; the same command goes on')
 
     def chosen(self, state: TrainState) -> Any:
         """The parameters of the best step, which children will start from; `state` is the last one."""
@@ -146,7 +166,7 @@ class Journal(contextlib.AbstractContextManager):
         """Keeps what the chosen step says, and shows the first of it."""
         with self._aside('samples'):
             rows = make()
-        if jax.process_index() == 0:
+        if processes.is_first():
             (self._run.folder / 'samples.jsonl').write_text(
                 ''.join(json.dumps(row, ensure_ascii=False) + '\n' for row in rows))
         for row in rows[:3]:
@@ -157,7 +177,7 @@ class Journal(contextlib.AbstractContextManager):
         if self._run.config.figures.rows:
             with self._aside('figures'):
                 values = finite({'step': self.best_step, **make()})
-            if jax.process_index() == 0:
+            if processes.is_first():
                 write_json(self._run.folder / 'figures.json', values)
 
     def result(self) -> Result:

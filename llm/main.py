@@ -1,12 +1,13 @@
 """The one driver: python -m llm.main --config=FILE[:VARIANT] --workdir=DIR [--config.KEY=VALUE ...]
 
 In: a config of one stage, or of a pipeline of stages; a folder, which may hold earlier runs.
-Out: finished stages in the folder and a page about them, one table on the screen. Exit code 0, or 2 with one line for
-a user's mistake.
+Out: finished stages in the folder and a page about them, one table on the screen. Exit code 0; 2 with one line for a
+user's mistake; 42, 43 and 44 as `llm/errors.py` says.
 Left out: everything else; the pipeline decides what runs.
 """
 
 from collections.abc import Callable
+import errno
 import os
 import sys
 
@@ -17,38 +18,54 @@ from ml_collections import config_flags, ConfigDict
 
 from configs import base
 from llm import metrics
+from llm import processes
 from llm import report
-from llm.errors import UserError
+from llm.errors import Preempted, StorageError, UserError
 from llm.pipeline import run_pipeline
 
 CONFIG = config_flags.DEFINE_config_file('config', None, 'config file, and its variant after a colon')
 WORKDIR = flags.DEFINE_string('workdir', None, 'folder of the runs, local')
+COORDINATOR = flags.DEFINE_string('coordinator', None, 'HOST:PORT on which process 0 of several listens')
+PROCESSES = flags.DEFINE_integer('processes', None, 'how many there are')
+PROCESS = flags.DEFINE_integer('process', None, 'which of them this one is, from 0')
 RERUN = flags.DEFINE_string('rerun', None, 'name of a finished stage to run again; the old run is set aside')
+
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 
 
 def guarded(work: Callable[[], None]) -> int:
-    """The exit code of a command: 0, or 2 and one line where the user made a mistake."""
+    """The exit code of a command: 0, or that of `llm/errors.py` and one line."""
     try:
+        processes.choose_platform()
         enable_compilation_cache()
         work()
-    except UserError as error:
-        print(f'error: {error}', file=sys.stderr)
-        return 2
+    except (UserError, Preempted) as error:
+        print(f'{"stopped" if isinstance(error, Preempted) else "error"}: {error}', file=sys.stderr)
+        return error.exit_code
     except OSError as error:  # a file that cannot be read, a full disk
         print(f'error: {_one_line(Exception(str(error)))}; check that path and the room on its disk', file=sys.stderr)
-        return 2
+        return StorageError.exit_code if error.errno in _NO_ROOM else UserError.exit_code
     return 0
 
 
 def main(argv: list[str]) -> None:
-    done = run_pipeline(parse(argv), WORKDIR.value, rerun=RERUN.value, say=metrics.say, progress=metrics.progress)
-    metrics.table('every stage beside its parent, on its own held-out number', [
-        {'stage': name, 'held-out number': result.metric, 'parent': result.before, 'now': result.after,
-         'step': result.step, 'ended by': result.why, 'seconds': round(result.seconds)}
-        for name, (_, result) in done.items()])
-    if jax.process_index() == 0:
+    config = parse(argv)
+    processes.join(COORDINATOR.value, PROCESSES.value, PROCESS.value)
+    metrics.console.quiet = not processes.is_first()
+    done = run_pipeline(config, WORKDIR.value, rerun=RERUN.value, say=metrics.say, progress=progress)
+    if processes.is_first():
+        metrics.table('every stage beside its parent, on its own held-out number', [
+            {'stage': name, 'held-out number': result.metric, 'parent': result.before, 'now': result.after,
+             'step': result.step, 'ended by': result.why, 'seconds': round(result.seconds)}
+            for name, (_, result) in done.items()])
         folders = {name: folder for name, (folder, _) in done.items()}
         metrics.say(f'report  {report.write(WORKDIR.value, folders, base.defaults())}')
+
+
+def progress(what: str, done: int, total: int) -> None:
+    """Shown to people, and to whoever supervises this process."""
+    processes.progress(f'{what} {done}')
+    metrics.progress(what, done, total)
 
 
 def parse(argv: list[str]) -> ConfigDict:
@@ -83,6 +100,14 @@ def enable_compilation_cache() -> None:
         jax.config.update('jax_compilation_cache_dir', os.path.expanduser('~/.cache/quartet/xla'))
 
 
+def leave(code: int) -> None:
+    """Ends this process. One of several that failed does not wait for the others, which hear of it by its silence."""
+    if code and code != Preempted.exit_code and jax.distributed.is_initialized():
+        sys.stdout.flush()
+        os._exit(code)
+    sys.exit(code)
+
+
 if __name__ == '__main__':
     app.define_help_flags()
-    sys.exit(guarded(lambda: main(sys.argv)))
+    leave(guarded(lambda: main(sys.argv)))

@@ -116,12 +116,14 @@ class Metrics:
       resume_step: the step just restored; later rows are dropped. None: all rows are dropped.
       flops_per_token: of the model, forward and backward; 0: unknown, no FLOP/s in the rows.
       peak_flops: of all devices together (see `PEAK_FLOPS`); 0: unknown, no MFU in the rows.
+      writes: whether rows are written: by one process of a job.
 
     Log before saving: a row of step s written after the save of s is lost if the process dies in between.
     """
 
     def __init__(self, folder: str | os.PathLike, *, total_steps: int, name: str, resume_step: int | None,
-                 flops_per_token: float = 0.0, peak_flops: float = 0.0):
+                 flops_per_token: float = 0.0, peak_flops: float = 0.0, writes: bool = True):
+        self._writes = writes
         self._folder = pathlib.Path(folder)
         self._total_steps = total_steps
         self._name = name
@@ -130,6 +132,15 @@ class Metrics:
         self._peak_flops = peak_flops
 
     def __enter__(self) -> 'Metrics':
+        if self._writes:
+            self._open()
+        self._began = time.monotonic()
+        self._aside_seconds = 0.0
+        self._last: tuple[int, float, float] | None = None  # of the row before: tokens, clock, seconds aside
+        progress(self._name, max(self._resume_step, 0), self._total_steps)
+        return self
+
+    def _open(self) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)
         path = self._folder / 'metrics.jsonl'
         _drop_rows(path, self._resume_step)
@@ -138,16 +149,12 @@ class Metrics:
         # Tells TensorBoard to forget the later steps of the event files before this one.
         self._events.add_event(Event(wall_time=time.time(), step=self._resume_step + 1,
                                      session_log=SessionLog(status=SessionLog.START)))
-        self._began = time.monotonic()
-        self._aside_seconds = 0.0
-        self._last: tuple[int, float, float] | None = None  # of the row before: tokens, clock, seconds aside
-        progress(self._name, max(self._resume_step, 0), self._total_steps)
-        return self
 
     def __exit__(self, *error) -> None:
         progress.end(self._name)
-        self._rows.close()
-        self._events.close()
+        if self._writes:
+            self._rows.close()
+            self._events.close()
 
     def train(self, step: int, metrics: Mapping[str, Any], tokens: int) -> None:
         """A row of training, and the bar moved; waits until the device has the numbers.
@@ -204,6 +211,8 @@ class Metrics:
 
     def _write(self, step: int, kind: str, values: dict[str, float], timing: dict[str, float]) -> None:
         assert not {'step', 'kind', 'time'} & set(values), f'reserved: {sorted(values)}'
+        if not self._writes:
+            return
         # JSON has no nan and inf; as strings, `float` reads them back.
         row = {key: value if math.isfinite(value) else str(value) for key, value in values.items()}
         row = {'step': step, 'kind': kind, **row, 'time': timing}

@@ -9,6 +9,7 @@ identities and steps. Nothing else decides whether a stage is run again.
 """
 
 from collections.abc import Callable
+import contextlib
 import dataclasses
 import itertools
 import json
@@ -29,6 +30,7 @@ from llm.manifest import parse_reference, sealed_steps
 from llm.manifest import read as read_manifest
 from llm.owner import Owner
 from llm.phases import Phases
+from llm.processes import barrier, first_then_others, is_first, Notice
 from llm.resolve import check, chosen_step, content, find_parent, provide_tokenizer, references, resolve
 from llm.run import read_result, Result, Run, write_json
 from llm.sharding import make_mesh
@@ -56,16 +58,19 @@ def run_pipeline(config, workdir: str, *, rerun: str | None, say: Callable[[str]
         root.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f'--workdir={workdir} cannot be made ({error.strerror}); name a folder you may write') from None
-    data = {name: content(name, stages[name], progress) for name in order}
+    with first_then_others('data'):
+        data = {name: content(name, stages[name], progress) for name in order}
     done: dict[str, tuple[epath.Path, Result]] = {}
-    for name in order:
-        run = resolve(name, stages[name], data[name], root, done, say=say, progress=progress)
-        remade = remade_parent(run)
-        if remade:
-            say(f'{name}  {remade} was made again with other weights, so this stage is too')
-        if remade or name == rerun:
-            set_aside(run)
-        done[name] = run.folder, finished(run) or execute(run)
+    with Notice() as notice:
+        for name in order:
+            run = resolve(name, stages[name], data[name], root, done, notice=notice, say=say, progress=progress)
+            remade = remade_parent(run)
+            if remade:
+                say(f'{name}  {remade} was made again with other weights, so this stage is too')
+            barrier(f'{name} resolved')  # all have looked, before any of it is changed
+            if remade or name == rerun:
+                set_aside(run)
+            done[name] = run.folder, finished(run) or execute(run)
     return done
 
 
@@ -153,33 +158,44 @@ def finished(run: Run) -> Result | None:
 
 def execute(run: Run) -> Result:
     """Runs a stage to its end, from its newest sound step on, and writes `result.json` last."""
-    if not run.folder.exists():
-        name_differences(run)
-    run.folder.mkdir(parents=True, exist_ok=True)
-    with Owner(run.folder) as owner, Phases() as phases:
-        run = dataclasses.replace(run, owner=owner, phases=phases)
-        write_json(run.folder / 'identity.json', {
-            'name': run.name, 'identity': run.identity, 'config': dataclasses.asdict(run.config),
-            'parents': {key: f'{parent.folder}@{parent.step}' for key, parent in run.parents.items()}})
-        for name in ('result.json', 'figures.json', 'samples.jsonl'):  # of a shorter run: this one is not finished
-            (run.folder / name).unlink(missing_ok=True)
-        provide_tokenizer(run)
+    with contextlib.ExitStack() as stack:
+        with first_then_others(f'{run.name} begins'):
+            owner = begin(run, stack) if is_first() else None
+        run = dataclasses.replace(run, owner=owner, phases=stack.enter_context(Phases()))
         with jax.set_mesh(run.mesh):
             result = STAGES[run.config.stage].run(run)
-        write_json(run.folder / 'result.json', dataclasses.asdict(result))
+        with first_then_others(f'{run.name} ends'):
+            if is_first():
+                write_json(run.folder / 'result.json', dataclasses.asdict(result))
     run.say(f'{run.name}  {result.metric} {result.before:.4f} -> {result.after:.4f} at step {result.step}  '
             f'{run.folder}')
     return result
 
 
+def begin(run: Run, stack: contextlib.ExitStack) -> Owner:
+    """Makes a run's folder, owns it while the stack lasts, and puts in what the run is."""
+    if not run.folder.exists():
+        name_differences(run)
+    run.folder.mkdir(parents=True, exist_ok=True)
+    owner = stack.enter_context(Owner(run.folder))
+    write_json(run.folder / 'identity.json', {
+        'name': run.name, 'identity': run.identity, 'config': dataclasses.asdict(run.config),
+        'parents': {key: f'{parent.folder}@{parent.step}' for key, parent in run.parents.items()}})
+    for name in ('result.json', 'figures.json', 'samples.jsonl'):  # of a shorter run: this one is not finished
+        (run.folder / name).unlink(missing_ok=True)
+    provide_tokenizer(run)
+    return owner
+
+
 def set_aside(run: Run) -> None:
     """Renames a run's folder, so that the stage starts anew and nothing is lost."""
-    if run.folder.exists():
-        with Owner(run.folder):
-            pass  # refused while another process works on it
-        number = next(n for n in itertools.count(1) if not _aside(run, n).exists())
-        run.folder.rename(_aside(run, number))
-        run.say(f'{run.name}  the earlier run is now {_aside(run, number)}')
+    with first_then_others(f'{run.name} is set aside'):
+        if run.folder.exists():
+            with Owner(run.folder):
+                pass  # refused while another process works on it
+            number = next(n for n in itertools.count(1) if not _aside(run, n).exists())
+            run.folder.rename(_aside(run, number))
+            run.say(f'{run.name}  the earlier run is now {_aside(run, number)}')
 
 
 def _aside(run: Run, number: int) -> epath.Path:

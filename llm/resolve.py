@@ -22,6 +22,7 @@ from llm.identity import digest, identity_dict
 from llm.manifest import check_parent, parse_reference, sealed_steps
 from llm.manifest import read as read_manifest
 from llm.optim import schedule
+from llm.processes import Notice
 from llm.run import Parent, read_result, Result, Run
 from llm.sharding import AxisRules, check_batch, make_mesh
 
@@ -70,7 +71,7 @@ def references(name: str, config: StageConfig) -> dict[str, str]:
 
 
 def resolve(name: str, config: StageConfig, data: dict[str, dict[str, str]], root: epath.Path,
-            done: dict[str, tuple[epath.Path, Result]], *, say: Callable[[str], None],
+            done: dict[str, tuple[epath.Path, Result]], *, notice: Notice, say: Callable[[str], None],
             progress: Callable[[str, int, int], None]) -> Run:
     """Everything that a run is before it starts: its mesh, parents that fit, data, and so its identity."""
     mesh = make_mesh(config.exec.mesh)
@@ -92,8 +93,8 @@ def resolve(name: str, config: StageConfig, data: dict[str, dict[str, str]], roo
                 'parents': {key: {'identity': parent.manifest.identity, 'step': parent.step}
                             for key, parent in parents.items()}}
     return Run(name=name, config=config, folder=root / f'{name}-{digest(identity)[:8]}',
-               identity=identity, parents=parents, mesh=mesh, cache_dir=str(root / 'data'), say=say,
-               progress=progress)
+               identity=identity, parents=parents, mesh=mesh, cache_dir=str(root / 'data'), notice=notice,
+               say=say, progress=progress)
 
 
 def find_parent(stage: str, key: str, reference: str, done: dict[str, tuple[epath.Path, Result]],

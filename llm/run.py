@@ -39,6 +39,7 @@ from llm.model.attention import MaskSpec
 from llm.model.transformer import Transformer
 from llm.owner import Owner
 from llm.phases import Phases
+from llm.processes import first_then_others, Notice
 from llm.sharding import AxisRules, batch_sharding, check_batch
 from llm.train_state import TrainState
 
@@ -85,7 +86,8 @@ class Run:
     cache_dir: str  # prepared corpora, shared by the runs of a workdir
     say: Callable[[str], None]
     progress: Callable[[str, int, int], None]
-    owner: Owner | None = None  # of the folder, while the stage runs
+    owner: Owner | None = None  # of the folder, while the stage runs; in process 0
+    notice: Notice = dataclasses.field(default_factory=Notice)  # whether to save and leave
     phases: Phases = dataclasses.field(default_factory=Phases)  # where its time goes
 
     @functools.cached_property
@@ -122,7 +124,7 @@ class Run:
     def corpora(self, prepare: Callable, split: str, data: DataConfig | None = None, **how) -> dict[str, Any]:
         """Prepared rows of every source, by source name."""
         data = data or self.config.data
-        with self.phases.during('data'):
+        with self.phases.during('data'), first_then_others(f'{self.name} {split} data'):
             rows = {name: prepare(name, source, split, self.tokenizer, data=data, cache_dir=self.cache_dir,
                                   progress=self.progress, **how) for name, source in data.sources.items()}
         for name, part in rows.items():
@@ -136,7 +138,7 @@ class Run:
 
         What is known of the split's rows (their number, their tokens) stays when only its records are read again.
         """
-        if self.owner is None or jax.process_index():
+        if self.owner is None:
             return  # the folder is another's
         section = next(key for key, value in vars(self.config).items() if value is data)
         path, place = self.folder / 'data.json', f'{section}.{name}'

@@ -47,7 +47,7 @@ def refusal(tmp_path, capfd, monkeypatch):
     ([CONFIG, '--workdir=x', '--config.stages.sft.batch_size=many'], 'many'),
     ([CONFIG, '--workdir=x', '--config.stages.sft.batch_size=0'], 'batch_size=0 is less than 1; use 1 or more'),
     ([CONFIG, '--workdir=x', '--config.stages.sft.exec.mesh.fsdp=3'],
-     'stage sft: exec.mesh=(-1, 3, 1) (data, fsdp, tensor) does not fit 8 devices; change exec.mesh'),
+     'stage sft: exec.mesh=(-1, 3, 1, 1) (data, fsdp, tensor, context) does not fit 8 devices; change exec.mesh'),
     ([CONFIG, '--workdir=x', '--config.stages.sft.batch_size=12'],
      'stage sft: batch_size=12 is not divisible by 8 data shards; use a multiple of 8 or change exec.mesh'),
     ([CONFIG, '--workdir=x', '--rerun=sff'], '--rerun=sff is not a stage of this pipeline; did you mean sft?'),

@@ -94,6 +94,7 @@ def run(run: Run) -> Result:
         step_fn = make_iteration(run, rollout, frozen, train_step, host)
         state = journal.state
         for step, state, metrics in fit(state, step_fn, batches, start=journal.step, stop=journal.stop):
+            journal.saw(step)
             last = step == journal.stop
             if every(config.log_every_steps, step):
                 journal.train(step, metrics, tokens=step * config.rollout_batch * config.seq_len)
@@ -101,7 +102,7 @@ def run(run: Run) -> Result:
                 judges.watch(config, host, step, journal.evaluate(step, held_out, averaged(state), eligible))
             if why := judges.beyond(config, metrics['kl'], host['window']):
                 journal.end(f'{why}; step {journal.best_step} kept')
-            if every(config.save_every_steps, step) or last or journal.best_step == step or journal.ended:
+            if journal.due(step):
                 journal.save(step, state)
             if journal.ended:
                 break

@@ -53,12 +53,13 @@ def run(run: Run) -> Result:
         step_fn = lambda state, batch: train_step(state, None, batch)
         state = journal.state
         for step, state, metrics in fit(state, step_fn, batches, start=journal.step, stop=journal.stop):
+            journal.saw(step)
             last = step == journal.stop
             if every(config.log_every_steps, step):
                 journal.train(step, metrics, tokens=step * config.batch_size * config.seq_len)
             if every(config.eval_every_steps, step) or last:
                 journal.evaluate(step, held_out, averaged(state))
-            if every(config.save_every_steps, step) or last or journal.best_step == step:
+            if journal.due(step):
                 journal.save(step, state)
         chosen = journal.chosen(state)
         journal.samples(functools.partial(samples, run, chosen))

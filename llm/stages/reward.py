@@ -11,6 +11,7 @@ import functools
 from typing import Any
 
 import jax
+from jax.experimental import multihost_utils
 import jax.numpy as jnp
 import numpy as np
 
@@ -61,12 +62,13 @@ def run(run: Run) -> Result:
         step_fn = lambda state, batch: train_step(state, None, batch)
         state = journal.state
         for step, state, metrics in fit(state, step_fn, batches, start=journal.step, stop=journal.stop):
+            journal.saw(step)
             last = step == journal.stop
             if every(config.log_every_steps, step):
                 journal.train(step, metrics, tokens=step * config.batch_size * config.ranked_answers * config.seq_len)
             if every(config.eval_every_steps, step) or last:
                 journal.evaluate(step, held_out, averaged(state))
-            if every(config.save_every_steps, step) or last or journal.best_step == step:
+            if journal.due(step):
                 journal.save(step, state)
         chosen = journal.chosen(state)
         journal.samples(functools.partial(samples, run, chosen, answers))
@@ -123,13 +125,22 @@ def sft_answers(run: Run) -> Generation:
     return generate(run.load('init_from', policy), **batch, key=jax.random.key(config.seed))
 
 
+def make_scores(run: Run) -> Callable[[Any, Generation], np.ndarray]:
+    """Returns score(params, answers) -> [rows] float64, the same in every process."""
+    score = jax.jit(functools.partial(final_scores, Transformer(run.model_config, run.config.exec, head='scalar')))
+
+    def scores(params: Any, answers: Generation) -> np.ndarray:
+        score_B = score(params, answers.tokens_BT, answers.length_B)
+        return np.asarray(multihost_utils.process_allgather(score_B, tiled=True), np.float64)
+    return scores
+
+
 def make_normalizer(run: Run, answers: Generation) -> Callable[[Any], dict[str, float]]:
     """params -> mean and (population) deviation of the scores of these answers."""
-    model = Transformer(run.model_config, run.config.exec, head='scalar')
-    score = jax.jit(functools.partial(final_scores, model))
+    scores = make_scores(run)
 
     def normalizer(params: Any) -> dict[str, float]:
-        score_B = np.asarray(score(params, answers.tokens_BT, answers.length_B), np.float64)
+        score_B = scores(params, answers)
         if not score_B.std() > 0:
             raise UserError(f'the scores of normalize_samples={run.config.normalize_samples} answers are all alike; '
                             f'use more of them, or a lower optim.learning_rate')
@@ -140,11 +151,9 @@ def make_normalizer(run: Run, answers: Generation) -> Callable[[Any], dict[str, 
 def samples(run: Run, params: Any, answers: Generation | None = None) -> list[dict[str, Any]]:
     """The SFT policy's answers, from the best to the worst by the scorer, in deviations from their mean."""
     answers = answers or sft_answers(run)
-    model = Transformer(run.model_config, run.config.exec, head='scalar')
-    score = jax.jit(functools.partial(final_scores, model))
-    score_B = np.asarray(score(params, answers.tokens_BT, answers.length_B), np.float64)
+    score_B = make_scores(run)(params, answers)
     score_B = (score_B - score_B.mean()) / score_B.std()
-    said = evaluate.texts(run, jax.device_get(answers))
+    said = evaluate.texts(run, multihost_utils.process_allgather(answers, tiled=True))
     return [{'score': round(float(score_B[row]), 3), 'answer': said[row]} for row in np.argsort(-score_B)]
 
 

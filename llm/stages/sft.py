@@ -60,6 +60,7 @@ def run(run: Run) -> Result:
         step_fn = lambda state, batch: train_step(state, None, batch)
         state = journal.state
         for step, state, metrics in fit(state, step_fn, batches, start=journal.step, stop=journal.stop):
+            journal.saw(step)
             last = step == journal.stop
             if every(config.log_every_steps, step):
                 journal.train(step, metrics, tokens=step * config.batch_size * config.seq_len)
@@ -67,7 +68,7 @@ def run(run: Run) -> Result:
                 journal.evaluate(step, held_out, averaged(state))
             if journal.stale >= config.patience:
                 journal.end(f'no better for {config.patience} evaluations')
-            if every(config.save_every_steps, step) or last or journal.best_step == step or journal.ended:
+            if journal.due(step):
                 journal.save(step, state)
             if journal.ended:
                 break

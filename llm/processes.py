@@ -1,0 +1,171 @@
+"""The processes of one job: how they find each other, who goes first, where they wait, when they are asked to stop.
+
+In: flags, or the environment of Slurm, of a Kubernetes JobSet or of a TPU pod. Out: a joined `jax.distributed`;
+barriers; whether a step is the last one before this machine is taken away.
+Left out: what a process does (everything else); starting and restarting it (`tools/launch.py`, `tools/supervise.py`).
+
+Every process runs the same program and comes to the same barriers in the same order. Process 0 alone writes what
+people and later runs read; only Orbax writes from all.
+"""
+
+from collections.abc import Iterator, Mapping
+import contextlib
+import glob
+import itertools
+import os
+import pathlib
+import re
+import signal
+from typing import NamedTuple
+
+import jax
+from jax.experimental import multihost_utils
+import numpy as np
+
+from llm.errors import UserError
+
+HEARTBEAT_SECONDS = 10  # a process that is silent for longer counts as dead, and the others end, too
+PROGRESS_FILE = 'QUARTET_PROGRESS_FILE'  # environment variable: where a supervisor looks whether there is progress
+_PORT = 8476  # of process 0, where no flag says one
+
+
+class Place(NamedTuple):
+    """Where a process stands among those of its job."""
+
+    coordinator: str  # HOST:PORT on which process 0 listens
+    count: int
+    index: int
+
+
+def join(coordinator: str | None, count: int | None, index: int | None) -> None:
+    """Makes this process one of a job, before anything touches a device; a process alone stays alone.
+
+    Args:
+      coordinator: HOST:PORT on which process 0 listens, and on no other address. None, all three: what the
+        environment says (`from_environment`), or a TPU pod's metadata.
+
+    Raises UserError where only some of the three are given, or they do not fit each other.
+    """
+    given = (coordinator, count, index)
+    if None in given and any(value is not None for value in given):
+        raise UserError(f'--coordinator={coordinator} --processes={count} --process={index}: give all three; or none, '
+                        f'on a TPU pod, in a JobSet, under Slurm or alone')
+    place = from_environment(os.environ) if coordinator is None else Place(coordinator, count, index)
+    if place is None:
+        if _on_tpu_pod():
+            jax.distributed.initialize(heartbeat_timeout_seconds=HEARTBEAT_SECONDS)
+        return
+    if not re.fullmatch(r'[^:]+:\d+|\[[^]]+\]:\d+', place.coordinator) or not 0 <= place.index < place.count:
+        raise UserError(f'--coordinator={place.coordinator} --processes={place.count} --process={place.index} is not '
+                        f'HOST:PORT with 0 <= process < processes; e.g. --coordinator=10.0.0.1:{_PORT} --processes=4 '
+                        f'--process=0')
+    if place.count == 1:
+        return
+    jax.distributed.initialize(place.coordinator, num_processes=place.count, process_id=place.index,
+                               coordinator_bind_address=place.coordinator,
+                               heartbeat_timeout_seconds=HEARTBEAT_SECONDS)
+
+
+def from_environment(environment: Mapping[str, str]) -> Place | None:
+    """What JAX's own variables, a JobSet (as `tools/launch.py` writes it) or Slurm say; None where none of them is.
+
+    Raises UserError where a variable is missing or no number.
+    """
+    def number(key: str) -> int:
+        value = environment.get(key, '')
+        if not value.isdecimal():
+            raise UserError(f'{key}={value!r} in the environment is not a number; unset what says that this process is '
+                            f'one of several, or give --coordinator, --processes and --process')
+        return int(value)
+    if 'JAX_COORDINATOR_ADDRESS' in environment:
+        return Place(environment['JAX_COORDINATOR_ADDRESS'], number('JAX_NUM_PROCESSES'), number('JAX_PROCESS_ID'))
+    if 'JOBSET_NAME' in environment:
+        each, jobset = number('PROCESSES_PER_JOB'), environment['JOBSET_NAME']
+        first = f'{jobset}-{environment.get("REPLICATED_JOB_NAME", "")}-0-0.{jobset}'
+        return Place(f'{first}:{_PORT}', each * number('NUM_JOBS'),
+                     number('JOB_INDEX') * each + number('JOB_COMPLETION_INDEX'))
+    if 'SLURM_STEP_NODELIST' in environment and 'SLURM_PROCID' in environment:
+        # The first of 'node001,other', 'node[001-015],other' or 'node[001,007-015]-x'.
+        first = re.match(r'([^,[]*)(?:\[(\w+)[^]]*\])?([^,[]*)', environment['SLURM_STEP_NODELIST'])
+        return Place(f'{"".join(filter(None, first.groups()))}:{_PORT}', number('SLURM_NTASKS'),
+                     number('SLURM_PROCID'))
+    return None
+
+
+def choose_platform() -> None:
+    """Without a TPU in this machine the CPU is used, and libtpu, where it is installed, does not look for one."""
+    if 'JAX_PLATFORMS' not in os.environ and not _tpu_chips():
+        jax.config.update('jax_platforms', 'cpu')
+
+
+def is_first() -> bool:
+    """Whether this is the process that writes."""
+    return jax.process_index() == 0
+
+
+@contextlib.contextmanager
+def first_then_others(what: str) -> Iterator[None]:
+    """Process 0 does what is in the context, and the others wait for it; then they do, and find it done.
+
+    Raises UserError in the others where process 0 did not come to its end.
+    """
+    if jax.process_count() == 1 or not is_first():
+        if jax.process_count() > 1 and not int(multihost_utils.broadcast_one_to_all(np.int32(0))):
+            raise UserError(f'{what}: process 0 failed; its line says why')
+        yield
+        return
+    done = 0
+    try:
+        yield
+        done = 1
+    finally:
+        multihost_utils.broadcast_one_to_all(np.int32(done))
+
+
+def barrier(name: str) -> None:
+    """Waits until all processes have come here."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)
+
+
+def progress(text: str) -> None:
+    """Says to whoever supervises this process that it is alive and what it does."""
+    path = os.environ.get(PROGRESS_FILE)
+    if path:
+        pathlib.Path(path).write_text(text + '\n')
+
+
+class Notice(contextlib.AbstractContextManager):
+    """Hears SIGTERM, by which machines say that they will be taken away, in any process of the job.
+
+    As a context it listens; among several processes `jax.distributed` has listened since they joined.
+    """
+
+    _calls = itertools.count(1)  # of this process, not a step's number: the next stage begins again at 0
+
+    def __init__(self):
+        self._asked = False
+
+    def __enter__(self) -> 'Notice':
+        if jax.process_count() == 1:
+            self._before = signal.signal(signal.SIGTERM, self._hear)
+        return self
+
+    def __exit__(self, *error) -> None:
+        if jax.process_count() == 1:
+            signal.signal(signal.SIGTERM, self._before)
+
+    def _hear(self, number, frame) -> None:
+        self._asked = True
+
+    def now(self) -> bool:
+        """Whether to stop at this step, the same in all processes; called after every step by all of them."""
+        return multihost_utils.reached_preemption_sync_point(next(self._calls)) or self._asked
+
+
+def _tpu_chips() -> bool:
+    return bool(glob.glob('/dev/accel*') or glob.glob('/dev/vfio/[0-9]*'))
+
+
+def _on_tpu_pod() -> bool:
+    return _tpu_chips() and os.environ.get('JAX_PLATFORMS', 'tpu') != 'cpu'
