@@ -1,8 +1,9 @@
 """SIGKILL at random instants: python -m tools.faults.kill --trials=100 --seed=0 --workdir=DIR [--json=FILE]
 
 A pipeline runs once to its end, and then again and again, killed at instants drawn from the whole time that it takes,
-imports and saves included, and started again after each, until it has come to its end. That end must be the first
-one's, bit for bit: fingerprints of all kept steps, every row of metrics, samples, figures.
+imports included, and started again after each, until it has come to its end. That end must be the first one's, bit for
+bit: fingerprints of all kept steps, every row of metrics, samples, figures. Saves are short, and what a kill could
+break: every second kill waits for the first save after its instant, and comes within `SAVE_SECONDS` of its start.
 
 A trial is a kill. It counts as survived when the run that it hit ended so; a run is hit two or three times. Prints the
 figure and where the kills came, and exits with 1 unless all were survived.
@@ -22,6 +23,9 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from tools.faults import job, script
+
+
+SAVE_SECONDS = 0.3  # about what a save takes, from its first file to its seal
 
 
 class Kill(NamedTuple):
@@ -46,7 +50,12 @@ def trials(count: int, seed: int, workdir: pathlib.Path, *, stages: int = len(jo
         if len(kills) >= count:
             break
         hit, folder = [], workdir / f'run{run}'
-        while (where := attempt(config, folder, kill_after=(instant := draw.uniform(0, seconds)))) is not None:
+        while True:
+            instant = draw.uniform(0, seconds)
+            into_save = draw.uniform(0, SAVE_SECONDS) if draw.random() < 0.5 else None
+            where = attempt(config, folder, instant, into_save)
+            if where is None:
+                break
             hit.append((where, instant))
         different = job.differences(expected, job.outcome(folder, stages))
         script.say(f'run {run}: killed in {", ".join(where for where, _ in hit)}: {different or "the same"}')
@@ -54,19 +63,36 @@ def trials(count: int, seed: int, workdir: pathlib.Path, *, stages: int = len(jo
     return kills
 
 
-def attempt(config: ConfigDict, workdir: pathlib.Path, kill_after: float = float('inf')) -> str | None:
-    """Starts the pipeline, and returns what it did when it was killed; None where it came to its end before."""
+def attempt(config: ConfigDict, workdir: pathlib.Path, kill_after: float = float('inf'),
+            into_save: float | None = None) -> str | None:
+    """Starts the pipeline, and returns what it did when it was killed; None where it came to its end before.
+
+    Args:
+      kill_after: seconds after its start.
+      into_save: seconds after the start of the first save after that; None: it is killed without waiting for one.
+    """
     job.write_config(config, workdir)
     began = time.time()
     with (workdir / 'said.log').open('a') as said, subprocess.Popen(
             job.command(workdir), cwd=job.ROOT, stdout=said, stderr=said, env=job.environment(1)) as process:
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(None if kill_after == float('inf') else kill_after)
+        if into_save is not None:
+            before = unsealed(workdir)  # of earlier kills
+            while process.poll() is None and not unsealed(workdir) - before:
+                time.sleep(0.002)
+            time.sleep(into_save)
         process.kill()
         code = process.wait()
     if code not in (0, -signal.SIGKILL):
         raise RuntimeError(f'the pipeline ended with {code} by itself; {workdir / "said.log"} says why')
     return None if code == 0 else phase(workdir, began)
+
+
+def unsealed(workdir: pathlib.Path) -> set[pathlib.Path]:
+    """Folders of steps, temporary ones too, that have no manifest."""
+    return {path for path in workdir.glob('*/checkpoints/*') if '.manifest.json' not in path.name and
+            not (path.parent / f'{path.name}.manifest.json').exists()}
 
 
 def phase(workdir: pathlib.Path, began: float) -> str:
@@ -78,9 +104,7 @@ def phase(workdir: pathlib.Path, began: float) -> str:
     name, checkpoints = folder.name.split('-')[0], folder / 'checkpoints'
     if (folder / 'result.json').exists():
         return f'after {name}'
-    unsealed = [path for path in checkpoints.glob('*') if path.is_dir() and
-                not (checkpoints / f'{path.name}.manifest.json').exists()]
-    if unsealed:
+    if any(path.parent == checkpoints for path in unsealed(workdir)):
         return f'{name} saves'
     metrics = folder / 'metrics.jsonl'
     trained = metrics.exists() and any(moment >= began for moment in _moments(metrics))

@@ -26,7 +26,7 @@ def run(about: str, trials: int, measure: Callable[[int, int, pathlib.Path], Fig
     parser.add_argument('--json', metavar='FILE', help='where to keep what the figure was made of')
     parser.add_argument('--keep', action='store_true', help='what the trials left behind')
     arguments = parser.parse_args()
-    workdir = pathlib.Path(arguments.workdir).absolute() / parser.prog.removesuffix('.py')
+    workdir = pathlib.Path(arguments.workdir).absolute() / pathlib.Path(sys.argv[0]).stem
     if workdir.exists():
         parser.error(f'{workdir} is there already; move it away')
     workdir.mkdir(parents=True)
