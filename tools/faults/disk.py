@@ -72,7 +72,7 @@ class Disk:
         _mount('--bind', self.behind, self.path)
 
 
-FAULTS = {'full': Disk.fill, 'read-only': Disk.freeze, 'vanished': Disk.vanish}
+FAULTS = {'vanished': Disk.vanish, 'full': Disk.fill, 'read-only': Disk.freeze}
 
 
 def _mount(*words) -> None:
