@@ -61,7 +61,8 @@ class Owner:
         self._stop.set()
         self._thread.join()
         if _read(self._path).get('token') == self._token:
-            self._path.unlink()
+            with contextlib.suppress(OSError):  # on a disk that is read-only by now; it will be seen that nobody is left
+                self._path.unlink()
 
     def check(self) -> None:
         """Raises UserError if another process took the folder, as it may while this one is suspended.

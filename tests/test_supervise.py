@@ -148,12 +148,13 @@ def test_one_that_is_stopped_for_a_moment_goes_on(start, tmp_path):
 
 
 @pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
-def test_asked_to_stop_it_passes_that_on_and_ends(start, tmp_path, number):
-    saves = f'signal.signal({number:d}, lambda *_: sys.exit(42))\nopen("ready", "w").close()\ntime.sleep(1000)'
-    process = start(saves)
+@pytest.mark.parametrize('answer, code', [
+    ('lambda *_: sys.exit(42)', 42), ('lambda *_: sys.exit(44)', 44), ('signal.SIG_DFL', 42)])
+def test_asked_to_stop_it_passes_that_on_and_ends(start, tmp_path, number, answer, code):
+    process = start(f'signal.signal({number:d}, {answer})\nopen("ready", "w").close()\ntime.sleep(1000)')
     wait_for((tmp_path / 'ready').exists)
     process.send_signal(number)
-    assert ended(process)[0] == 42 and starts(tmp_path) == 1
+    assert ended(process)[0] == code and starts(tmp_path) == 1
 
 
 def test_asked_to_stop_between_two_starts_it_starts_nothing(start, tmp_path):

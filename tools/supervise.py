@@ -6,7 +6,8 @@ Left out: which process runs where (`tools/launch.py`), what a run saves (`llm/c
 
     0             done
     2, 43         passed on: bad input or a run that diverges would end so again
-    42            preempted: started again at once, unless this supervisor was asked to stop (SIGTERM, SIGINT)
+    42            preempted: started again at once, unless this supervisor was asked to stop (SIGTERM, SIGINT), which it
+                  passes on to the command; the end then is final, and 42 too where the signal itself ended the command
     others        started again: a signal, an error, 44 for a disk that may have room by now
 
 The first restart comes at once. Where a job's process died, its peers may wait for the heartbeat to tell them; that a
@@ -90,6 +91,8 @@ class Supervisor:
             while True:
                 code = self._once(progress)
                 in_vain = 0 if progress.beyond else in_vain
+                if self._asked and code in (128 + signal.SIGTERM, 128 + signal.SIGINT):
+                    code = Preempted.exit_code  # it ended before it had begun with what needs saving
                 if code in FINAL or self._asked:
                     say(f'ended with {code}')
                     return code
