@@ -111,7 +111,7 @@ class ModelConfig:
         """Whether a key fits the others, the key, and what it asks for."""
         yield (self.positions == 'relative') == (self.kind == 'two_stream'), 'positions', \
             'relative positions and the kind two_stream need each other'
-        yield not self.token_types or self.kind in ('decoder', 'encoder'), 'token_types', 'it has no table of them; use 0'
+        yield not self.token_types or self.kind in ('decoder', 'encoder'), 'token_types', 'it has no table of them: 0'
         yield not self.window or self.kind == 'decoder', 'window', 'only a decoder has one; use 0'
         yield not self.global_every or self.window > 0, 'global_every', 'it needs a model.window'
         yield not self.rope_local_theta or self.window > 0, 'rope_local_theta', 'it needs a model.window'

@@ -88,13 +88,19 @@ def resolve(name: str, config: StageConfig, data: dict[str, dict[str, str]], roo
     if parents and config.stage == 'pretrain' and config.tokenizer.path:
         raise UserError(f'{name}: tokenizer.path={config.tokenizer.path} and init_from={config.init_from} exclude each '
                         f'other, because the parent has a tokenizer; leave tokenizer.path empty')
+    identity, folder = identify(name, config, data, root, parents)
+    return Run(name=name, config=config, folder=folder, identity=identity, parents=parents, mesh=mesh,
+               cache_dir=str(root / 'data'), notice=notice, say=say, progress=progress)
+
+
+def identify(name: str, config: StageConfig, data: dict[str, dict[str, str]], root: epath.Path,
+             parents: dict[str, Parent]) -> tuple[dict[str, Any], epath.Path]:
+    """What a run's hash is made of, and the folder that the hash names; needs no device."""
     identity = {'config': identity_dict(config), 'data': data,
                 'tokenizer': tokenizer_identity(config, parents),
                 'parents': {key: {'identity': parent.manifest.identity, 'step': parent.step}
                             for key, parent in parents.items()}}
-    return Run(name=name, config=config, folder=root / f'{name}-{digest(identity)[:8]}',
-               identity=identity, parents=parents, mesh=mesh, cache_dir=str(root / 'data'), notice=notice,
-               say=say, progress=progress)
+    return identity, root / f'{name}-{digest(identity)[:8]}'
 
 
 def find_parent(stage: str, key: str, reference: str, done: dict[str, tuple[epath.Path, Result]],
