@@ -7,6 +7,7 @@ it has done as many steps as lie between two saves, twice; with the disk back, i
 Prints the figure, and exits with 1 unless every trial went so.
 """
 
+from collections.abc import Callable
 import json
 import os
 import pathlib
@@ -14,7 +15,7 @@ import random
 import subprocess
 import sys
 import time
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from llm.errors import StorageError
 from llm.manifest import sealed_steps
@@ -99,8 +100,9 @@ def trials(count: int, seed: int, workdir: pathlib.Path) -> list[Trial]:
     process = _start(disk)
     try:
         for number in range(count):
-            before = wait_for(lambda: sealed_steps(_folder(disk) / 'checkpoints')[1:], 600)[-1]
-            wait_for(lambda: sealed_steps(_folder(disk) / 'checkpoints')[-1] > before)  # by this process
+            _until(lambda: len(sealed_steps(_folder(disk) / 'checkpoints')) > 1, process)
+            before = sealed_steps(_folder(disk) / 'checkpoints')[-1]
+            _until(lambda: sealed_steps(_folder(disk) / 'checkpoints')[-1] > before, process)  # by this process
             time.sleep(draw.uniform(0, 1))
             fault = list(FAULTS)[number % len(FAULTS)]
             sealed, step = sealed_steps(_folder(disk) / 'checkpoints')[-1], _rows(disk)[-1]['step']
@@ -108,7 +110,7 @@ def trials(count: int, seed: int, workdir: pathlib.Path) -> list[Trial]:
             said, code = process.communicate(timeout=300)[1], process.returncode
             disk.mend()
             steps, began, process = _rows(disk)[-1]['step'] - step, time.time(), _start(disk)
-            again = wait_for(lambda: [row for row in _rows(disk) if row['time']['unix_seconds'] > began], 600)[0]
+            again = _until(lambda: [row for row in _rows(disk) if row['time']['unix_seconds'] > began], process)[0]
             done.append(Trial(fault, code, said.splitlines(), steps, sealed, again['step']))
             script.say(str(done[-1]))
     finally:
@@ -122,6 +124,15 @@ def trials(count: int, seed: int, workdir: pathlib.Path) -> list[Trial]:
 def _start(disk: Disk) -> subprocess.Popen:
     return subprocess.Popen(job.command(disk.path), cwd=job.ROOT, env=job.environment(1), stdout=subprocess.DEVNULL,
                             stderr=subprocess.PIPE, text=True)
+
+
+def _until(condition: Callable[[], Any], process: subprocess.Popen) -> Any:
+    """What the condition returns, once that is true, as long as the job runs."""
+    def found() -> Any:
+        if process.poll() is not None:
+            raise RuntimeError(f'the job ended with {process.returncode} by itself: {process.stderr.read()}')
+        return condition()
+    return wait_for(found, 600)
 
 
 def _folder(disk: Disk) -> pathlib.Path:
