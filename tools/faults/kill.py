@@ -11,6 +11,7 @@ figure and where the kills came, and exits with 1 unless all were survived.
 
 import collections
 import contextlib
+import itertools
 import json
 import pathlib
 import random
@@ -46,9 +47,9 @@ def trials(count: int, seed: int, workdir: pathlib.Path, *, stages: int = len(jo
         seconds = time.monotonic() - began
     expected = job.outcome(workdir / 'whole', stages)
     kills: list[Kill] = []
-    for run in range(count):
+    for run in itertools.count():
         if len(kills) >= count:
-            break
+            return kills
         hit, folder = [], workdir / f'run{run}'
         while True:
             instant = draw.uniform(0, seconds)
@@ -58,9 +59,8 @@ def trials(count: int, seed: int, workdir: pathlib.Path, *, stages: int = len(jo
                 break
             hit.append((where, instant))
         different = job.differences(expected, job.outcome(folder, stages))
-        script.say(f'run {run}: killed in {", ".join(where for where, _ in hit)}: {different or "the same"}')
+        script.say(f'run {run}: killed in {", ".join(where for where, _ in hit) or "no phase"}: {different or "the same"}')
         kills += [Kill(run, where, instant, not different) for where, instant in hit]
-    return kills
 
 
 def attempt(config: ConfigDict, workdir: pathlib.Path, kill_after: float = float('inf'),
