@@ -36,7 +36,8 @@ def start(tmp_path):
     begun = []
 
     def call(program: str, *flags: str, pause: float = 0.05) -> subprocess.Popen:
-        script = f'import sys\nfrom tools import supervise\nsupervise.PAUSE_SECONDS = {pause}\nsys.exit(supervise.main())'
+        script = ('import sys\nfrom tools import supervise\n'
+                  f'supervise.PAUSE_SECONDS = {pause}\nsys.exit(supervise.main())')
         begun.append(psutil.Popen(
             [sys.executable, '-c', script, *flags, '--', sys.executable, '-c', COUNTS + program], cwd=tmp_path,
             env=os.environ | {'PYTHONPATH': str(ROOT)}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))
@@ -75,7 +76,8 @@ def test_an_end_that_would_come_again_is_passed_on(start, tmp_path, code):
     assert ended(start(f'sys.exit({code})'))[0] == code and starts(tmp_path) == 1
 
 
-@pytest.mark.parametrize('end', ['sys.exit(42)', 'sys.exit(44)', 'sys.exit(1)', 'os.abort()', 'os.kill(os.getpid(), 9)'])
+@pytest.mark.parametrize('end', ['sys.exit(42)', 'sys.exit(44)', 'sys.exit(1)', 'os.abort()',
+                                 'os.kill(os.getpid(), 9)'])
 def test_any_other_end_is_tried_again(start, tmp_path, end):
     assert ended(start(f'if not before: {end}'))[0] == 0 and starts(tmp_path) == 2
 

@@ -1,4 +1,6 @@
-"""Runs a command, and runs it again when it dies: python -m tools.supervise [--restarts=3] [--hang_seconds=600] -- COMMAND
+"""Runs a command, and runs it again when it dies.
+
+    python -m tools.supervise [--restarts=3] [--hang_seconds=600] -- COMMAND ...
 
 In: a command that goes on where it was when it is started again, as llm.main does. One supervisor for each process.
 Out: the command's exit code, or 128 + N where signal N ended it; a line for each start and end.

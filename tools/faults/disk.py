@@ -1,8 +1,9 @@
 """A disk that fails under a run: python -m tools.faults.disk --trials=9 --seed=0 --workdir=DIR [--json=FILE]
 
 A job trains on a small disk of its own (a tmpfs, in a mount namespace of its own: Linux, no rights needed). At a random
-instant the disk is taken away, filled, or turned read-only. The job has to end with 44 and one line that says so, before
-it has done as many steps as lie between two saves, twice; with the disk back, it goes on from a step sealed before.
+instant the disk is taken away, filled, or turned read-only. The job has to end with 44 and one line that says so,
+before it has done as many steps as lie between two saves, twice; with the disk back, it goes on from a step sealed
+before.
 
 Prints the figure, and exits with 1 unless every trial went so.
 """

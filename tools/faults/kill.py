@@ -59,7 +59,7 @@ def trials(count: int, seed: int, workdir: pathlib.Path, *, stages: int = len(jo
                 break
             hit.append((where, instant))
         different = job.differences(expected, job.outcome(folder, stages))
-        script.say(f'run {run}: killed in {", ".join(where for where, _ in hit) or "no phase"}: {different or "the same"}')
+        script.say(f'run {run}: killed in {[where for where, _ in hit]}: {different or "the same"}')
         kills += [Kill(run, where, instant, not different) for where, instant in hit]
 
 

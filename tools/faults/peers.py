@@ -160,8 +160,8 @@ def figure(count: int, seed: int, workdir: pathlib.Path) -> script.Figure:
     done, hangs = trials(count, seed, workdir)
     noticed = [trial.noticed_seconds for trial in done] or [float('inf')]
     again = [trial.again_seconds for trial in done] or [float('inf')]
-    line = (f'peers: {len(done)} of {count} faults outlived, {hangs} hangs; noticed within {max(noticed):.1f} s (median '
-            f'{sorted(noticed)[len(noticed) // 2]:.1f}), training again within {max(again):.1f} s (median '
+    line = (f'peers: {len(done)} of {count} faults outlived, {hangs} hangs; noticed within {max(noticed):.1f} s '
+            f'(median {sorted(noticed)[len(noticed) // 2]:.1f}), training again within {max(again):.1f} s (median '
             f'{sorted(again)[len(again) // 2]:.1f})')
     reached = len(done) == count and max(noticed) <= NOTICED_SECONDS and max(again) <= AGAIN_SECONDS
     return line, reached, {'trials_done': [trial._asdict() for trial in done]}

@@ -1,8 +1,8 @@
 """A state saved on one mesh and restored on another: python -m tools.faults.reshard --workdir=DIR [--json=FILE]
 
 A small transformer is trained for two steps on each of 8 meshes of 1, 2, 4 and 8 CPU devices, and saved. Each of these
-states is restored on each of the other meshes: bit for bit the same, by fingerprints and by values; and the losses of the
-next 20 steps there are those of 20 steps on the mesh it came from, but for rounding.
+states is restored on each of the other meshes: bit for bit the same, by fingerprints and by values; and the losses of
+the next 20 steps there are those of 20 steps on the mesh it came from, but for rounding.
 
 Trials: ordered pairs of different meshes, 56 in all, in an order drawn by the seed. Prints the largest difference, and
 exits with 1 unless all states are equal and no loss differs by more than 1e-6 of itself.
@@ -79,7 +79,8 @@ def train(there: Place, state: TrainState, start: int, steps: int) -> tuple[Trai
     losses = []
     with jax.set_mesh(there.mesh):
         for step in range(start, start + steps):
-            batch = global_batch(rows, np.arange(step * ROWS, (step + 1) * ROWS), batch_sharding(there.mesh, there.rules))
+            indices = np.arange(step * ROWS, (step + 1) * ROWS)
+            batch = global_batch(rows, indices, batch_sharding(there.mesh, there.rules))
             state, metrics = there.step(state, None, batch)
             losses.append(float(metrics['loss']))
     return state, losses
@@ -139,8 +140,8 @@ def trials(count: int, seed: int, workdir: pathlib.Path) -> list[Pair]:
 def figure(count: int, seed: int, workdir: pathlib.Path) -> script.Figure:
     done = trials(count, seed, workdir)
     equal, difference = sum(pair.equal for pair in done), max(pair.difference for pair in done)
-    line = (f'reshard: {equal} of {len(done)} ordered pairs of {len(MESHES)} meshes restored bit-equal; losses over {STEPS} '
-            f'steps within {difference:.1e}, relative')
+    line = (f'reshard: {equal} of {len(done)} ordered pairs of {len(MESHES)} meshes restored bit-equal; losses over '
+            f'{STEPS} steps within {difference:.1e}, relative')
     return line, equal == len(done) and difference <= TOLERANCE, {'pairs': [pair._asdict() for pair in done]}
 
 
