@@ -27,7 +27,7 @@ from etils import epath
 import jax
 import orbax.checkpoint as ocp
 
-from llm.errors import UserError
+from llm.errors import StorageError, UserError
 from llm.fingerprint import describe, flatten
 from llm.identity import digest
 from llm.manifest import Manifest, first_line, manifest_path, read, sealed_steps, write
@@ -58,7 +58,7 @@ class Checkpoints:
 
     def __init__(self, folder: epath.PathLike, *, keep: int, say: Callable[[str], None] = print, host_gb: int = 0):
         assert keep >= 2, 'with one step there is nothing to fall back to'
-        self._folder = _absolute(folder)
+        self._folder = epath.Path(folder).resolve()
         self._keep = keep
         self._say = say
         self._stack = contextlib.ExitStack()
@@ -94,7 +94,7 @@ class Checkpoints:
           best: this is the best step so far; it stays until another one is and has successors.
 
         Returns whether the step is saved: False, and one line said, where a number is not finite.
-        Raises UserError if the save before this one failed.
+        Raises StorageError if the save before this one failed.
         """
         self.wait()
         assert step not in self.steps(), f'step {step} is sealed, and what is sealed is not written again'
@@ -144,7 +144,7 @@ class Checkpoints:
         return None
 
     def wait(self) -> None:
-        """Until the last save is sealed, for all processes. Raises UserError if it failed (disk full, say)."""
+        """Until the last save is on disk and sealed, for all processes. Raises StorageError if it failed."""
         if self._finish():
             barrier('sealed')
 
@@ -181,10 +181,9 @@ class Checkpoints:
                 path.rmtree()  # killed before this, it is an unsealed folder, which the next call deletes
 
     def _is_best(self, step: int) -> bool:
-        try:
+        with contextlib.suppress(UserError):
             return read(self._folder, step).best
-        except UserError:
-            return False
+        return False
 
 
 def load_params(folder: epath.PathLike, step: int | None, abstract: Any) -> tuple[Any, Manifest]:
@@ -198,7 +197,7 @@ def load_params(folder: epath.PathLike, step: int | None, abstract: Any) -> tupl
     Raises UserError, one line, for a step that is absent, damaged or does not fit; there is no fallback, but
     an older step that is sound is named.
     """
-    folder = _absolute(folder)
+    folder = epath.Path(folder).resolve()
     steps = sealed_steps(folder)
     if not steps:
         raise UserError(f'{folder} has no sealed step; give the folder of a run that has saved one')
@@ -244,11 +243,9 @@ def _load(folder: epath.Path, step: int, items: dict[str, Any], *, exact: bool) 
 
 
 def _is_sound(folder: epath.Path, step: int, items: dict[str, Any]) -> bool:
-    try:
-        _load(folder, step, items, exact=False)
-    except UserError:
-        return False
-    return True
+    with contextlib.suppress(UserError):
+        return bool(_load(folder, step, items, exact=False))
+    return False
 
 
 def _compare(item: str, saved: dict[str, dict], wanted: dict[str, Any], *, exact: bool) -> None:
@@ -297,9 +294,5 @@ def _disk_errors(folder: epath.Path, step: int):
     try:
         yield
     except Exception as error:
-        raise UserError(f'{folder}@{step} could not be written ({first_line(error)}); make room there and '
-                        f'start again, which continues from the last sealed step') from error
-
-
-def _absolute(folder: epath.PathLike) -> epath.Path:
-    return epath.Path(folder).resolve()
+        raise StorageError(f'{folder}@{step} could not be written ({first_line(error)}); make room there and '
+                           f'start again, which continues from the last sealed step') from error

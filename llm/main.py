@@ -10,6 +10,7 @@ from collections.abc import Callable
 import errno
 import os
 import sys
+import threading
 
 from absl import app
 from absl import flags
@@ -36,6 +37,7 @@ _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 
 def guarded(work: Callable[[], None]) -> int:
     """The exit code of a command: 0, or that of `llm/errors.py` and one line."""
+    threading.excepthook = _thread_failed
     try:
         processes.choose_platform()
         enable_compilation_cache()
@@ -47,6 +49,12 @@ def guarded(work: Callable[[], None]) -> int:
         print(f'error: {_one_line(Exception(str(error)))}; check that path and the room on its disk', file=sys.stderr)
         return StorageError.exit_code if error.errno in _NO_ROOM else UserError.exit_code
     return 0
+
+
+def _thread_failed(failure: threading.ExceptHookArgs) -> None:
+    """A disk that fails a thread, TensorBoard's say, fails the next row or save, too, which says so in one line."""
+    if not isinstance(failure.exc_value, OSError):
+        threading.__excepthook__(failure)
 
 
 def main(argv: list[str]) -> None:

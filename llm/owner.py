@@ -20,7 +20,7 @@ import uuid
 
 import psutil
 
-from llm.errors import UserError
+from llm.errors import StorageError, UserError
 
 BEAT_SECONDS = 10.0
 STALE_SECONDS = 60.0
@@ -61,11 +61,18 @@ class Owner:
         self._stop.set()
         self._thread.join()
         if _read(self._path).get('token') == self._token:
-            self._path.unlink()
+            with contextlib.suppress(OSError):  # on a disk that is read-only by now; it will be seen that nobody is left
+                self._path.unlink()
 
     def check(self) -> None:
-        """Raises UserError if another process took the folder, as it may while this one is suspended."""
+        """Raises UserError if another process took the folder, as it may while this one is suspended.
+
+        Raises StorageError if the folder is there no longer, so that what is saved does not go to an empty one.
+        """
         owner = _read(self._path)
+        if not owner:
+            raise StorageError(f'{self._folder} is gone, or cannot be read; bring it back and start again, which '
+                               f'continues from the last sealed step')
         if owner.get('token') != self._token:
             raise UserError(f'{self._folder} was taken over by {_name(owner)} while this process was '
                             f'suspended; let that one go on')
@@ -82,7 +89,7 @@ class Owner:
     def _beat(self) -> None:
         while not self._stop.wait(BEAT_SECONDS):
             if _read(self._path).get('token') == self._token:
-                with contextlib.suppress(FileNotFoundError):  # the folder was moved away meanwhile
+                with contextlib.suppress(OSError):  # moved away or read-only by now: `check` and the save say so
                     os.utime(self._path)
 
 

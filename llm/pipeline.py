@@ -27,7 +27,7 @@ from llm.checkpoint import load_params
 from llm.config import MeshConfig, stage_config, StageConfig
 from llm.config import STAGES as STAGE_CONFIGS
 from llm.door import from_dict, nearest
-from llm.errors import UserError
+from llm.errors import StorageError, UserError
 from llm.loop import batch_of
 from llm.manifest import parse_reference, sealed_steps
 from llm.manifest import read as read_manifest
@@ -165,8 +165,14 @@ def execute(run: Run) -> Result:
         with first_then_others(f'{run.name} begins'):
             owner = begin(run, stack) if is_first() else None
         run = dataclasses.replace(run, owner=owner)
-        while (result := attempt(run)) is None:
-            gc.collect()  # of the state that went wrong: there may be no room for two
+        try:
+            while (result := attempt(run)) is None:
+                gc.collect()  # of the state that went wrong: there may be no room for two
+        except FileNotFoundError as error:
+            if run.folder.exists():
+                raise
+            raise StorageError(f'{run.folder} is gone; bring it back and start again, which continues from the last '
+                               f'sealed step') from error
         with first_then_others(f'{run.name} ends'):
             if is_first():
                 write_json(run.folder / 'result.json', dataclasses.asdict(result))

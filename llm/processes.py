@@ -23,10 +23,11 @@ import jax
 from jax.experimental import multihost_utils
 import numpy as np
 
-from llm.errors import UserError
+from llm.errors import Diverged, Preempted, StorageError, UserError
 
 HEARTBEAT_SECONDS = 10  # a process that is silent for longer counts as dead, and the others end, too
 PROGRESS_FILE = 'QUARTET_PROGRESS_FILE'  # environment variable: where a supervisor looks whether there is progress
+_ERRORS = {error.exit_code: error for error in (UserError, Diverged, StorageError, Preempted)}
 _PORT = 8476  # of process 0, where no flag says one
 
 
@@ -108,19 +109,25 @@ def is_first() -> bool:
 def first_then_others(what: str) -> Iterator[None]:
     """Process 0 does what is in the context, and the others wait for it; then they do, and find it done.
 
-    Raises UserError in the others where process 0 did not come to its end.
+    Where process 0 fails, so do the others, with the same exit code: a supervisor treats all alike.
     """
-    if jax.process_count() == 1 or not is_first():
-        if jax.process_count() > 1 and not int(multihost_utils.broadcast_one_to_all(np.int32(0))):
-            raise UserError(f'{what}: process 0 failed; its line says why')
+    if jax.process_count() == 1:
         yield
-        return
-    done = 0
-    try:
+    elif is_first():
+        code = 1  # of whatever is not ours: a bug
+        try:
+            yield
+            code = 0
+        except (UserError, Preempted) as error:
+            code = error.exit_code
+            raise
+        finally:
+            multihost_utils.broadcast_one_to_all(np.int32(code))
+    else:
+        code = int(multihost_utils.broadcast_one_to_all(np.int32(0)))
+        if code:
+            raise _ERRORS.get(code, RuntimeError)(f'{what}: process 0 failed; its line says why')
         yield
-        done = 1
-    finally:
-        multihost_utils.broadcast_one_to_all(np.int32(done))
 
 
 def barrier(name: str) -> None:

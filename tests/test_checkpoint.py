@@ -13,7 +13,7 @@ import pytest
 
 from llm.checkpoint import Checkpoints, load_params
 from llm.config import MeshConfig
-from llm.errors import UserError
+from llm.errors import StorageError, UserError
 from llm.manifest import manifest_path, read
 from llm.sharding import make_mesh
 from tests.test_manifest import manifest, one_line
@@ -284,7 +284,7 @@ def test_nothing_is_deleted_before_a_newer_step_is_sealed(tmp_path, monkeypatch)
     def write(*_):
         raise OSError('no space')
     monkeypatch.setattr('llm.checkpoint.write', write)
-    with pytest.raises(UserError) as error:
+    with pytest.raises(StorageError) as error:
         fill(tmp_path, (3,), keep=2)
     one_line(error, f'{tmp_path}@3', 'no space')
     assert restored(tmp_path)[0].step == 2
@@ -300,7 +300,7 @@ def test_a_full_disk_is_one_line_and_the_old_step_stays(folder, caplog, capfd):
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, hard))  # the kernel refuses to write more to a file
         checkpoints.save(3, noise, {}, manifest())
-        with pytest.raises(UserError) as error:
+        with pytest.raises(StorageError) as error:
             checkpoints.wait()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

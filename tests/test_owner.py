@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from llm import owner as owner_lib
-from llm.errors import UserError
+from llm.errors import StorageError, UserError
 from llm.owner import Owner
 
 OWNING = """
@@ -95,6 +95,13 @@ def test_heartbeat_renews_the_file(tmp_path, monkeypatch):
         while (tmp_path / 'owner.json').stat().st_mtime == 0:
             assert time.monotonic() < deadline
             time.sleep(0.01)
+
+
+def test_a_folder_that_is_gone_is_a_matter_of_storage(tmp_path):
+    with Owner(tmp_path / 'run') as owner:
+        (tmp_path / 'run').rename(tmp_path / 'elsewhere')
+        with pytest.raises(StorageError, match='is gone'):
+            owner.check()
 
 
 def test_owner_that_was_replaced_says_so_and_leaves_the_file_alone(tmp_path):

@@ -22,7 +22,9 @@ FOREIGN = {
     'the host of a registry': re.compile(r'py[p]i\.org|python[h]osted|registry\.npm|index[-]url'),
 }
 LOADERS = {'pickle', 'cloudpickle', 'dill', 'joblib', 'marshal', 'shelve'}
-CALLS = {'eval', 'exec', '__import__', 'os.system', 'os.popen', 'yaml.load', 'yaml.unsafe_load'}
+CALLS = {'eval', 'exec', '__import__', 'builtins.eval', 'builtins.exec', 'os.system', 'os.popen',
+         'subprocess.getoutput', 'subprocess.getstatusoutput', 'asyncio.create_subprocess_shell',
+         'yaml.load', 'yaml.load_all', 'yaml.full_load', 'yaml.unsafe_load', 'yaml.unsafe_load_all'}
 
 
 def tracked(suffix: str = '') -> list[str]:
@@ -44,6 +46,9 @@ def dangers(source: str) -> list[str]:
         if isinstance(node, (ast.Import, ast.ImportFrom)):
             names = [node.module] if isinstance(node, ast.ImportFrom) else [item.name for item in node.names]
             found += [f'line {node.lineno}: {name}' for name in names if name.split('.')[0] in LOADERS]
+        if isinstance(node, ast.ImportFrom):  # under its bare name a call would not be seen
+            found += [f'line {node.lineno}: {node.module}.{item.name}' for item in node.names
+                      if f'{node.module}.{item.name}' in CALLS]
         if isinstance(node, ast.Call):
             if ast.unparse(node.func) in CALLS:
                 found.append(f'line {node.lineno}: {ast.unparse(node.func)}')
@@ -69,7 +74,8 @@ def test_foreign_line_is_found(line):
 
 @pytest.mark.parametrize('line', ['import pickle', 'from cloudpickle import dumps', 'eval(text)',
                                   'os.system(text)', 'subprocess.run(text, shell=True)',
-                                  'np.load(path, allow_pickle=True)', 'yaml.load(text)'])
+                                  'np.load(path, allow_pickle=True)', 'yaml.load(text)', 'from yaml import load',
+                                  'builtins.exec(text)', 'subprocess.getoutput(text)'])
 def test_dangerous_line_is_found(line):
     assert len(dangers(line)) == 1
 

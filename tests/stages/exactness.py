@@ -19,12 +19,11 @@ from unittest import mock
 import jax
 from ml_collections import ConfigDict
 
-from llm.manifest import read, sealed_steps
 from llm.stages import ppo
 from tests import tiny
+from tools.faults import job
 
-NAMES = ('pretrain', 'sft', 'reward', 'ppo')
-ROOT = pathlib.Path(__file__).parents[2]
+NAMES, folder_of, rows, last_manifest = job.NAMES, job.folder_of, job.rows, job.last_manifest
 
 
 def up_to(name: str, config: ConfigDict) -> ConfigDict:
@@ -45,21 +44,6 @@ def run_again(name: str, config: ConfigDict, workdir: pathlib.Path, *, mesh: tup
 def execute_on(stage: ConfigDict, mesh: tuple[int, int, int], micro_batches: int = 1) -> None:
     stage.exec.mesh = dict(zip(('data', 'fsdp', 'tensor'), mesh))
     stage.exec.micro_batches = micro_batches
-
-
-def folder_of(name: str, workdir: pathlib.Path) -> pathlib.Path:
-    """The run of that stage that began last."""
-    return max(workdir.glob(f'{name}-*/identity.json'), key=lambda path: path.stat().st_mtime_ns).parent
-
-
-def rows(folder: pathlib.Path) -> list[dict[str, Any]]:
-    """All that a run wrote about its steps, but for clock and speed."""
-    lines = (folder / 'metrics.jsonl').read_text().splitlines()
-    return [{key: value for key, value in json.loads(line).items() if key != 'time'} for line in lines]
-
-
-def last_manifest(folder: pathlib.Path):
-    return read(folder / 'checkpoints', sealed_steps(folder / 'checkpoints')[-1])
 
 
 def difference(one: list[dict[str, Any]], other: list[dict[str, Any]], key: str) -> float:
@@ -104,11 +88,9 @@ def drive(config: ConfigDict, workdir: pathlib.Path, *, kill_in: str | None = No
       beyond: the kill comes when this step is sealed and a row of a later one is written.
     """
     workdir.mkdir(exist_ok=True)
-    (workdir / 'config.json').write_text(config.to_json())
-    (workdir / 'config.py').write_text(_CONFIG)
+    job.write_config(config, workdir)
     with (workdir / 'said.log').open('w') as said, subprocess.Popen(
-            [sys.executable, '-m', 'llm.main', f'--config={workdir / "config.py"}', f'--workdir={workdir}'],
-            cwd=ROOT, stdout=said, stderr=said,
+            job.command(workdir), cwd=job.ROOT, stdout=said, stderr=said,
             env=os.environ | {'JAX_NUM_CPU_DEVICES': str(jax.device_count()),
                               'JAX_COMPILATION_CACHE_DIR': jax.config.jax_compilation_cache_dir}) as process:
         while process.poll() is None:
@@ -117,17 +99,6 @@ def drive(config: ConfigDict, workdir: pathlib.Path, *, kill_in: str | None = No
             time.sleep(0.002)
     expected = 0 if kill_in is None else -signal.SIGKILL
     assert process.returncode == expected, (workdir / 'said.log').read_text()
-
-
-_CONFIG = """import json
-import pathlib
-
-from ml_collections import ConfigDict
-
-
-def get_config():
-    return ConfigDict(json.loads(pathlib.Path(__file__).with_suffix('.json').read_text()))
-"""
 
 
 def _has_passed(step: int, name: str, workdir: pathlib.Path) -> bool:
