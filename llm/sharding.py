@@ -7,11 +7,13 @@ and is not part of the jit cache key; `AxisRules` raises instead, and is a plain
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 
 from flax import linen as nn
 import jax
+import jax.numpy as jnp
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 import numpy as np
@@ -61,6 +63,18 @@ class AxisRules:
             parts.append(axes[0] if len(axes) == 1 else axes or None)
         return PartitionSpec(*parts)
 
+    def used_spec(self, names: tuple[str | None, ...]) -> PartitionSpec:
+        """The spec of a weight while it is multiplied: whole along mesh axes that split batch or length."""
+        table = dict(self.rules)
+        rows = {axis for name in ('batch', 'length') for axis in table[name]}
+        kept = {name: tuple(axis for axis in axes if axis not in rows) for name, axes in self.rules}
+        return AxisRules(tuple(kept.items())).spec(names)
+
+    def ways(self, name: str) -> int:
+        """Into how many parts the mesh set by `jax.set_mesh` splits that logical axis."""
+        mesh = jax.sharding.get_abstract_mesh()
+        return math.prod(mesh.shape[axis] for axis in dict(self.rules)[name]) if not mesh.empty else 1
+
 
 def make_mesh(config: MeshConfig, devices=None) -> Mesh:
     """A mesh of `MESH_AXES` over all devices; raises UserError where the sizes do not fit.
@@ -93,10 +107,34 @@ def make_mesh(config: MeshConfig, devices=None) -> Mesh:
 
 
 def constrain(x: jax.Array, names: tuple[str | None, ...], rules: AxisRules) -> jax.Array:
-    """Pins an activation's sharding under the mesh set by `jax.set_mesh`; a no-op without one."""
+    """Pins an activation's sharding under the mesh set by `jax.set_mesh`; a no-op without one.
+
+    A length that its mesh axes do not divide stays whole: of a prompt, or of one token at a time.
+    """
     if jax.sharding.get_abstract_mesh().empty:
         return x
+    names = tuple(None if name == 'length' and size % rules.ways(name) else name for name, size in zip(names, x.shape))
     return jax.lax.with_sharding_constraint(x, rules.spec(names))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
+def gathered(w: jax.Array, names: tuple[str | None, ...], rules: AxisRules, dtype: str) -> jax.Array:
+    """A weight for use: cast, then gathered over the mesh axes that split batch and length.
+
+    Its gradient goes the other way: summed over these axes where each device keeps its own part alone (the
+    reduce-scatter that the compiler does not find by itself: it sums whole gradients), then cast back.
+    """
+    w = w.astype(dtype)
+    return w if jax.sharding.get_abstract_mesh().empty else jax.lax.with_sharding_constraint(w, rules.used_spec(names))
+
+
+def _gathered_backward(names, rules, dtype, stored, gradient):
+    if not jax.sharding.get_abstract_mesh().empty:
+        gradient = jax.lax.with_sharding_constraint(gradient, rules.spec(names))
+    return (gradient.astype(stored.dtype),)
+
+
+gathered.defvjp(lambda w, *how: (gathered(w, *how), jnp.zeros((), w.dtype)), _gathered_backward)
 
 
 def shardings_of(boxed, mesh: Mesh, rules: AxisRules):
