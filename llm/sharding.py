@@ -7,13 +7,11 @@ and is not part of the jit cache key; `AxisRules` raises instead, and is a plain
 """
 
 import dataclasses
-import functools
 import math
 from collections.abc import Callable
 
 from flax import linen as nn
 import jax
-import jax.numpy as jnp
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 import numpy as np
@@ -63,13 +61,6 @@ class AxisRules:
             parts.append(axes[0] if len(axes) == 1 else axes or None)
         return PartitionSpec(*parts)
 
-    def used_spec(self, names: tuple[str | None, ...]) -> PartitionSpec:
-        """The spec of a weight while it is multiplied: whole along mesh axes that split batch or length."""
-        table = dict(self.rules)
-        rows = {axis for name in ('batch', 'length') for axis in table[name]}
-        kept = {name: tuple(axis for axis in axes if axis not in rows) for name, axes in self.rules}
-        return AxisRules(tuple(kept.items())).spec(names)
-
     def ways(self, name: str) -> int:
         """Into how many parts the mesh set by `jax.set_mesh` splits that logical axis."""
         mesh = jax.sharding.get_abstract_mesh()
@@ -117,24 +108,31 @@ def constrain(x: jax.Array, names: tuple[str | None, ...], rules: AxisRules) -> 
     return jax.lax.with_sharding_constraint(x, rules.spec(names))
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
-def gathered(w: jax.Array, names: tuple[str | None, ...], rules: AxisRules, dtype: str) -> jax.Array:
-    """A weight for use: cast, then gathered over the mesh axes that split batch and length.
+def with_gathered(function: Callable, w: jax.Array, names: tuple[str | None, ...], rules: AxisRules, *rows: jax.Array):
+    """function(w, *rows), where w is a weight stored in parts and rows [B, T, ...] are split over batch and length.
 
-    Its gradient goes the other way: summed over these axes where each device keeps its own part alone (the
-    reduce-scatter that the compiler does not find by itself: it sums whole gradients), then cast back.
+    Each device gathers w, in the dtype that it comes in, and works on its own rows alone. The gradient of w leaves by
+    reduce-scatter, axis after axis: left to itself the compiler sums whole gradients on every device, and over all
+    three dimensions of a torus at once it knows no other way. What the function returns is [B, T, ...] too.
     """
-    w = w.astype(dtype)
-    return w if jax.sharding.get_abstract_mesh().empty else jax.lax.with_sharding_constraint(w, rules.used_spec(names))
+    batch, length = rows[0].shape[:2]
+    names_of_rows = ('batch', 'length' if length % rules.ways('length') == 0 else None)
+    mesh = jax.sharding.get_abstract_mesh()
+    manual = {axis for name in ('batch', 'length') for axis in dict(rules.rules)[name] if mesh.shape.get(axis, 1) > 1}
+    if not manual or batch % rules.ways('batch'):
+        return function(w, *rows)
 
+    def manual_axes(names) -> list[tuple[str, ...]]:
+        return [tuple(axis for axis in (dict(rules.rules)[name] if name else ()) if axis in manual) for name in names]
 
-def _gathered_backward(names, rules, dtype, stored, gradient):
-    if not jax.sharding.get_abstract_mesh().empty:
-        gradient = jax.lax.with_sharding_constraint(gradient, rules.spec(names))
-    return (gradient.astype(stored.dtype),)
-
-
-gathered.defvjp(lambda w, *how: (gathered(w, *how), jnp.zeros((), w.dtype)), _gathered_backward)
+    def local(w, *rows):
+        for dimension, axes in enumerate(manual_axes(names)):
+            for axis in reversed(axes):
+                w = jax.lax.all_gather(w, axis, axis=dimension, tiled=True)
+        return function(w, *rows)
+    w_spec, row_spec = PartitionSpec(*manual_axes(names)), PartitionSpec(*manual_axes(names_of_rows))
+    return jax.shard_map(local, in_specs=(w_spec, *(row_spec,) * len(rows)), out_specs=row_spec,
+                         axis_names=manual)(w, *rows)
 
 
 def shardings_of(boxed, mesh: Mesh, rules: AxisRules):

@@ -5,6 +5,7 @@ In: tokens_BT (or images), positions_BT and a `MaskSpec`. Out: what the head giv
 bring a cache. Left out: XLNet's two streams (`xlnet.py`), losses, sampling, where parameters live (`llm.sharding`).
 """
 
+from collections.abc import Callable
 from typing import Any
 
 from flax import linen as nn
@@ -17,7 +18,7 @@ from llm.config import ExecConfig
 from llm.model import heads, splash
 from llm.model.attention import Attention, Cache, MaskSpec, Rotary, make_rotaries
 from llm.model.layers import Embed, FeedForward, ImageEmbed, Norm, TokenHead, dropout, softcap
-from llm.sharding import AxisRules, constrain, gathered
+from llm.sharding import AxisRules, constrain, with_gathered
 
 
 class Block(nn.Module):
@@ -173,21 +174,23 @@ class Transformer(nn.Module):
 
     def token_logits(self, x_BTD: jax.Array) -> jax.Array:
         """logits_BTV, float32; the matmul takes its operands in the compute dtype."""
-        logits = jnp.einsum('BTD,VD->BTV', x_BTD, self.gather_vocab(self.unembedding()),
-                            preferred_element_type=jnp.float32)
+        def product(w_VD, x_BTD):
+            return jnp.einsum('BTD,VD->BTV', x_BTD, w_VD, preferred_element_type=jnp.float32)
+        logits = self.over_vocab(product, self.unembedding(), x_BTD)
         return constrain(softcap(logits, self.config.logits_softcap), ('batch', 'length', 'act_vocab'),
                          AxisRules.from_config(self.exec.rules))
+
+    @nn.nowrap
+    def over_vocab(self, function: Callable, w_VD: jax.Array, *rows: jax.Array):
+        """function(w_VD, *rows) with the unembedding, or some rows of it, gathered in the compute dtype."""
+        return with_gathered(function, w_VD.astype(self.exec.compute_dtype), ('vocab', 'embed'),
+                             AxisRules.from_config(self.exec.rules), *rows)
 
     @nn.nowrap
     def log_probs_options(self) -> dict[str, Any]:
         """How `objectives.log_probs.token_log_probs` is to take this model's hidden states and unembedding."""
         return dict(chunk_vocab=self.exec.logits_chunk_vocab, softcap=self.config.logits_softcap,
-                    gather=self.gather_vocab, flatten=AxisRules.from_config(self.exec.rules).ways('length') == 1)
-
-    @nn.nowrap
-    def gather_vocab(self, w_VD: jax.Array) -> jax.Array:
-        """The unembedding, or some rows of it, for use."""
-        return gathered(w_VD, ('vocab', 'embed'), AxisRules.from_config(self.exec.rules), self.exec.compute_dtype)
+                    apply=self.over_vocab)
 
     def masked_logits(self, x_BTD: jax.Array) -> jax.Array:
         """logits_BTV, float32, of the token that stands at each place."""

@@ -29,8 +29,7 @@ class _Part(NamedTuple):
 
 
 def token_log_probs(x_BTD: jax.Array, w_VD: jax.Array, targets_BT: jax.Array, *, chunk_vocab: int,
-                    temperature: float = 1.0, softcap: float = 0.0, gather: Callable[[jax.Array], jax.Array] | None = None,
-                    flatten: bool = True) -> TokenLogProbs:
+                    temperature: float = 1.0, softcap: float = 0.0, apply: Callable | None = None) -> TokenLogProbs:
     """Log-softmax of `x_BTD @ w_VD.T / temperature` at the targets, the product maybe soft-capped.
 
     Args:
@@ -41,43 +40,44 @@ def token_log_probs(x_BTD: jax.Array, w_VD: jax.Array, targets_BT: jax.Array, *,
         are computed again). From V on, one chunk, and nothing is computed twice.
       softcap: bound of the logits, as the model has it (cap * tanh(logits / cap)); 0: none.
       temperature: what the logits are divided by after that; positive.
-      gather: from rows of w_VD as they are stored to the same in the compute dtype, as they are used.
-      flatten: B and T become one axis in the matmul, where a split length does not forbid it.
+      apply: apply(function, w, *rows) is function(w in the compute dtype, *rows) as the mesh wants it done, each
+        device on its own batch rows and positions; None: as it stands.
     """
-    batch, length, width = x_BTD.shape
     vocab, dtype = w_VD.shape[0], x_BTD.dtype
-    gather = gather or (lambda w_VD: w_VD.astype(dtype))
-    if flatten:  # with two leading axes the CPU's weight gradient misses the fast matmul
-        x_BTD, targets_BT = x_BTD.reshape(1, -1, width), targets_BT.reshape(1, -1)
+    apply = apply or (lambda function, w, *rows: function(w.astype(dtype), *rows))
     chunks = -(-vocab // chunk_vocab)
 
-    def part(x_BTD, w_CD, token_C) -> _Part:
-        return _part(x_BTD.astype(dtype), gather(w_CD), targets_BT, token_C, vocab, temperature, softcap)
+    def part(w_SD, x_BTD, targets_BT, chunk_BT) -> _Part:
+        return _part(w_SD, x_BTD.astype(dtype), targets_BT, chunk_BT, chunks, vocab, temperature, softcap)
+
+    def one_chunk(x_BTD, w_SD, chunk):
+        return apply(part, w_SD, x_BTD, targets_BT, jnp.broadcast_to(chunk, targets_BT.shape))
     if chunks == 1:
-        parts = jax.tree.map(lambda value: value[None], part(x_BTD, w_VD, jnp.arange(vocab)))
+        parts = jax.tree.map(lambda value: value[None], one_chunk(x_BTD, w_VD, 0))
     else:
         # Chunk c holds the rows c, c + chunks, ...: where devices split the vocabulary, each has its share of any.
         size = -(-vocab // chunks)
-        w_CND = jnp.pad(w_VD, ((0, size * chunks - vocab), (0, 0))).reshape(size, chunks, width)
-        tokens = jnp.arange(size * chunks).reshape(size, chunks)
+        w_CSD = jnp.pad(w_VD, ((0, size * chunks - vocab), (0, 0))).reshape(size, chunks, -1).swapaxes(0, 1)
         x_BTD = x_BTD.astype(jnp.float32)  # so that its gradient is summed over chunks in float32
-        _, parts = jax.lax.scan(lambda _, piece: (None, jax.checkpoint(part)(x_BTD, *piece)), None,
-                                (w_CND.swapaxes(0, 1), tokens.swapaxes(0, 1)))
+        _, parts = jax.lax.scan(lambda _, piece: (None, jax.checkpoint(one_chunk)(x_BTD, *piece)), None,
+                                (w_CSD, jnp.arange(chunks)))
     logsumexp_BT = jax.nn.logsumexp(parts.logsumexp_BT, axis=0)
     share = jnp.exp(parts.logsumexp_BT - logsumexp_BT[None])  # of each part in the distribution
     entropy_BT = logsumexp_BT - jnp.sum(share * parts.mean_BT, axis=0)
-    found = jnp.sum(parts.target_BT, axis=0) - logsumexp_BT, logsumexp_BT, jax.lax.stop_gradient(entropy_BT)
-    return TokenLogProbs(*(value_BT.reshape(batch, length) for value_BT in found))
+    return TokenLogProbs(jnp.sum(parts.target_BT, axis=0) - logsumexp_BT, logsumexp_BT,
+                         jax.lax.stop_gradient(entropy_BT))
 
 
-def _part(x_BTD, w_CD, targets_BT, token_C, vocab, temperature, softcap) -> _Part:
-    """token_C: which token a row of w_CD is of; from `vocab` on, of none."""
-    logits_BTC = jnp.einsum('BTD,CD->BTC', x_BTD, w_CD, preferred_element_type=jnp.float32)
-    logits_BTC = (jnp.tanh(logits_BTC / softcap) * softcap if softcap else logits_BTC) / temperature
-    logits_BTC = jnp.where((token_C < vocab)[None, None], logits_BTC, -1e30)
+def _part(w_SD, x_BTD, targets_BT, chunk_BT, chunks, vocab, temperature, softcap) -> _Part:
+    # Rows flattened: with two leading axes the CPU's weight gradient misses the fast matmul.
+    x_MD, target_M1, chunk_M1 = x_BTD.reshape(-1, x_BTD.shape[-1]), targets_BT.reshape(-1, 1), chunk_BT.reshape(-1, 1)
+    logits_MS = jnp.einsum('MD,SD->MS', x_MD, w_SD, preferred_element_type=jnp.float32)
+    logits_MS = (jnp.tanh(logits_MS / softcap) * softcap if softcap else logits_MS) / temperature
+    token_MS = jax.lax.broadcasted_iota(jnp.int32, logits_MS.shape, 1) * chunks + chunk_M1
+    logits_MS = jnp.where(token_MS < vocab, logits_MS, -1e30)
     # A comparison instead of a gather: it fuses, and stays local where the vocabulary is split over devices.
-    target_BT = jnp.sum(jnp.where(token_C[None, None] == targets_BT[:, :, None], logits_BTC, 0.0), axis=2)
-    logsumexp_BT = jax.nn.logsumexp(logits_BTC, axis=2)
-    fixed_BTC = jax.lax.stop_gradient(logits_BTC)
-    mean_BT = jnp.sum(jnp.exp(fixed_BTC - jax.lax.stop_gradient(logsumexp_BT)[:, :, None]) * fixed_BTC, axis=2)
-    return _Part(target_BT, logsumexp_BT, mean_BT)
+    target_M = jnp.sum(jnp.where(token_MS == target_M1, logits_MS, 0.0), axis=1)
+    logsumexp_M = jax.nn.logsumexp(logits_MS, axis=1)
+    fixed_MS = jax.lax.stop_gradient(logits_MS)
+    mean_M = jnp.sum(jnp.exp(fixed_MS - jax.lax.stop_gradient(logsumexp_M)[:, None]) * fixed_MS, axis=1)
+    return _Part(*(value_M.reshape(targets_BT.shape) for value_M in (target_M, logsumexp_M, mean_M)))
