@@ -113,6 +113,7 @@ class Embed(nn.Module):
     """Token table, and tables of positions (GPT-2, BERT) and token types (BERT) where there are any; their sum."""
 
     config: ModelConfig
+    exec: ExecConfig
 
     def setup(self):
         config = self.config
@@ -129,7 +130,9 @@ class Embed(nn.Module):
     def __call__(self, tokens_BT: jax.Array, positions_BT: jax.Array, types_BT: jax.Array | None) -> jax.Array:
         """types_BT: each token's type; None: type 0."""
         config = self.config
-        x_BTD = self.tokens[tokens_BT]
+        # The width of what is looked up is split: first it moves to the rows, then to the length, for both at once XLA
+        # would hold the whole batch on every device.
+        x_BTD = constrain(self.tokens[tokens_BT], ('batch', None, 'length'), AxisRules.from_config(self.exec.rules))
         if config.embed_scale != 1:
             x_BTD *= config.embed_scale
         if config.positions == 'learned':

@@ -79,7 +79,7 @@ class Transformer(nn.Module):
         config, head = self.config, self.head
         assert head in heads.HEADS[config.kind] and config.kind != 'two_stream', (config.kind, head)
         images = config.kind == 'vision'
-        self.embedding = ImageEmbed(config, self.exec, name='embed') if images else Embed(config, name='embed')
+        self.embedding = (ImageEmbed if images else Embed)(config, self.exec, name='embed')
         if config.norm_first:
             self.final_norm = Norm(config)
         if head in heads.POOLED and not (images and head == 'classes'):

@@ -162,7 +162,7 @@ class XLNet(nn.Module):
     def setup(self):
         config, head = self.config, self.head
         assert config.kind == 'two_stream' and head in heads.HEADS['two_stream'], (config.kind, head)
-        self.embedding = Embed(config, name='embed')
+        self.embedding = Embed(config, self.exec, name='embed')
         self.query_token = QueryToken(config)
         if head == 'token':
             self.token_head = TokenHead(config, use_bias=True)
