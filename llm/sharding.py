@@ -108,10 +108,11 @@ def constrain(x: jax.Array, names: tuple[str | None, ...], rules: AxisRules) -> 
     return jax.lax.with_sharding_constraint(x, rules.spec(names))
 
 
-def with_gathered(function: Callable, w: jax.Array, names: tuple[str | None, ...], rules: AxisRules, *rows: jax.Array):
+def with_gathered(function: Callable, w: jax.Array, names: tuple[str | None, ...], rules: AxisRules, dtype: str,
+                  *rows: jax.Array):
     """function(w, *rows), where w is a weight stored in parts and rows [B, T, ...] are split over batch and length.
 
-    Each device gathers w, in the dtype that it comes in, and works on its own rows alone. The gradient of w leaves by
+    Each device gathers w, cast to that dtype, and works on its own rows alone. The gradient of w leaves by
     reduce-scatter, axis after axis: left to itself the compiler sums whole gradients on every device, and over all
     three dimensions of a torus at once it knows no other way. What the function returns is [B, T, ...] too.
     """
@@ -120,12 +121,14 @@ def with_gathered(function: Callable, w: jax.Array, names: tuple[str | None, ...
     mesh = jax.sharding.get_abstract_mesh()
     manual = {axis for name in ('batch', 'length') for axis in dict(rules.rules)[name] if mesh.shape.get(axis, 1) > 1}
     if not manual or batch % rules.ways('batch'):
-        return function(w, *rows)
+        return function(w.astype(dtype), *rows)
 
     def manual_axes(names) -> list[tuple[str, ...]]:
         return [tuple(axis for axis in (dict(rules.rules)[name] if name else ()) if axis in manual) for name in names]
 
     def local(w, *rows):
+        # The barrier keeps XLA from casting the weights of all layers before the loop over layers, to hold them twice.
+        w = jax.lax.optimization_barrier(w).astype(dtype)
         for dimension, axes in enumerate(manual_axes(names)):
             for axis in reversed(axes):
                 w = jax.lax.all_gather(w, axis, axis=dimension, tiled=True)

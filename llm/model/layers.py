@@ -52,9 +52,11 @@ class Einsum(nn.Module):
         w = self.param('w', boxed_normal(self.stddev, self.axes), self.shape)
 
         def product(w, x):
+            if self.rules.ways('batch') > 1:
+                return jnp.einsum(self.equation, x, w)
             in_size = math.prod(self.shape[:len(inner)])
             return (x.reshape(-1, in_size) @ w.reshape(in_size, -1)).reshape(*x.shape[:2], *self.shape[len(inner):])
-        y = with_gathered(product, w.astype(self.dtype), self.axes, self.rules, x.astype(self.dtype))
+        y = with_gathered(product, w, self.axes, self.rules, self.dtype, x.astype(self.dtype))
         if self.use_bias:
             zeros = nn.with_logical_partitioning(nn.initializers.zeros, self.axes[len(inner):])
             y += self.param('bias', zeros, self.shape[len(inner):])[None, None].astype(self.dtype)

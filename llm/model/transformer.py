@@ -183,8 +183,8 @@ class Transformer(nn.Module):
     @nn.nowrap
     def over_vocab(self, function: Callable, w_VD: jax.Array, *rows: jax.Array):
         """function(w_VD, *rows) with the unembedding, or some rows of it, gathered in the compute dtype."""
-        return with_gathered(function, w_VD.astype(self.exec.compute_dtype), ('vocab', 'embed'),
-                             AxisRules.from_config(self.exec.rules), *rows)
+        return with_gathered(function, w_VD, ('vocab', 'embed'), AxisRules.from_config(self.exec.rules),
+                             self.exec.compute_dtype, *rows)
 
     @nn.nowrap
     def log_probs_options(self) -> dict[str, Any]:
