@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 from flax import linen as nn
 import jax
+import jax.numpy as jnp
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 import numpy as np
@@ -127,11 +128,12 @@ def with_gathered(function: Callable, w: jax.Array, names: tuple[str | None, ...
         return [tuple(axis for axis in (dict(rules.rules)[name] if name else ()) if axis in manual) for name in names]
 
     def local(w, *rows):
-        # The barrier keeps XLA from casting the weights of all layers before the loop over layers, to hold them twice.
-        w = jax.lax.optimization_barrier(w).astype(dtype)
+        w = w.astype(dtype)
         for dimension, axes in enumerate(manual_axes(names)):
+            w = jnp.moveaxis(w, dimension, 0)  # scattered along its last axis, a gradient would be padded to whole lanes
             for axis in reversed(axes):
-                w = jax.lax.all_gather(w, axis, axis=dimension, tiled=True)
+                w = jax.lax.all_gather(w, axis, axis=0, tiled=True)
+            w = jnp.moveaxis(w, 0, dimension)
         return function(w, *rows)
     w_spec, row_spec = PartitionSpec(*manual_axes(names)), PartitionSpec(*manual_axes(names_of_rows))
     return jax.shard_map(local, in_specs=(w_spec, *(row_spec,) * len(rows)), out_specs=row_spec,

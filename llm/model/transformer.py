@@ -220,9 +220,17 @@ def scan_layers(block: type[nn.Module], exec_config: ExecConfig, num_layers: int
     if exec_config.remat != 'none':
         # A loop hides the recomputation from common-subexpression elimination by itself; unrolled layers do not.
         block = nn.remat(block, policy=_POLICIES[exec_config.remat], prevent_cse=unroll > 1)
-    return nn.scan(block, variable_axes={'params': 0}, split_rngs={'params': True, 'dropout': True},
-                   in_axes=(0, *(nn.broadcast,) * shared), length=num_layers, unroll=unroll,
-                   metadata_params={nn.PARTITION_NAME: 'layers'})
+    layers = nn.scan(block, variable_axes={'params': 0}, split_rngs={'params': True, 'dropout': True},
+                     in_axes=(0, *(nn.broadcast,) * shared), length=num_layers, unroll=unroll,
+                     metadata_params={nn.PARTITION_NAME: 'layers'})
+    if exec_config.compute_dtype == 'float32':
+        return layers
+
+    # Matrices are cast before the scan: their gradients are then stacked in the compute dtype, too.
+    def cast(variables):
+        return jax.tree_util.tree_map_with_path(
+            lambda path, leaf: leaf.astype(exec_config.compute_dtype) if jax.tree_util.DictKey('w') in path else leaf, variables)
+    return nn.map_variables(layers, 'params', trans_in_fn=cast, init=True)
 
 
 def train_flops_per_token(config: ModelConfig, seq_len: int) -> float:
