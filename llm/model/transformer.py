@@ -164,7 +164,8 @@ class Transformer(nn.Module):
             splash.check(config, self.dropout)
         x_BTD = dropout(x_BTD, rate, 'embed_dropout')
         rotaries = make_rotaries(config, positions_BT)
-        layers = scan_layers(Block, self.exec, config.num_layers, 3)(config, self.exec, rate, name='layers')
+        layers = scan_layers(Block, self.exec, config.num_layers, 3, initializing=self.is_initializing())(
+            config, self.exec, rate, name='layers')
         (x_BTD, cache), _ = layers((x_BTD, cache), jnp.arange(config.num_layers), positions_BT, mask, rotaries)
         return self.final_norm(x_BTD) if config.norm_first else x_BTD, cache
 
@@ -211,7 +212,7 @@ _POLICIES = {
         offload_dst='pinned_host')}
 
 
-def scan_layers(block: type[nn.Module], exec_config: ExecConfig, num_layers: int, shared: int):
+def scan_layers(block: type[nn.Module], exec_config: ExecConfig, num_layers: int, shared: int, *, initializing: bool):
     """`block`, rematerialised as `exec.remat` says, scanned over layers; parameters are stacked whatever the unroll.
 
     A block takes a carry, its own layer's part of one argument, and `shared` arguments that are the same in all layers.
@@ -223,14 +224,14 @@ def scan_layers(block: type[nn.Module], exec_config: ExecConfig, num_layers: int
     layers = nn.scan(block, variable_axes={'params': 0}, split_rngs={'params': True, 'dropout': True},
                      in_axes=(0, *(nn.broadcast,) * shared), length=num_layers, unroll=unroll,
                      metadata_params={nn.PARTITION_NAME: 'layers'})
-    if exec_config.compute_dtype == 'float32':
+    if initializing or exec_config.compute_dtype == 'float32':
         return layers
 
     # Matrices are cast before the scan: their gradients are then stacked in the compute dtype, too.
     def cast(variables):
         return jax.tree_util.tree_map_with_path(
             lambda path, leaf: leaf.astype(exec_config.compute_dtype) if jax.tree_util.DictKey('w') in path else leaf, variables)
-    return nn.map_variables(layers, 'params', trans_in_fn=cast, init=True)
+    return nn.map_variables(layers, 'params', trans_in_fn=cast)
 
 
 def train_flops_per_token(config: ModelConfig, seq_len: int) -> float:

@@ -216,7 +216,8 @@ class XLNet(nn.Module):
         if targets_BP is not None:
             g_BPD = jnp.broadcast_to(self.query_token()[None], (*targets_BP.shape, config.model_dim))
         streams = tuple(self._start(x, rate, name) for x, name in ((h_BTD, 'content'), (g_BPD, 'query')))
-        layers = scan_layers(TwoStreamBlock, self.exec, config.num_layers, 1)(config, self.exec, rate, name='layers')
+        layers = scan_layers(TwoStreamBlock, self.exec, config.num_layers, 1, initializing=self.is_initializing())(
+            config, self.exec, rate, name='layers')
         (h_BTD, g_BPD), memory_LBTD = layers(streams, memory_LBMD, view)
         x_BTD = h_BTD if g_BPD is None else g_BPD
         return dropout(x_BTD, rate, 'final_dropout'), jax.lax.stop_gradient(memory_LBTD)
