@@ -130,7 +130,8 @@ def with_gathered(function: Callable, w: jax.Array, names: tuple[str | None, ...
     def local(w, *rows):
         w = w.astype(dtype)
         for dimension, axes in enumerate(manual_axes(names)):
-            w = jnp.moveaxis(w, dimension, 0)  # scattered along its last axis, a gradient would be padded to whole lanes
+            # To the front: scattered along its last axis, a gradient would be padded to whole lanes.
+            w = jnp.moveaxis(w, dimension, 0)
             for axis in reversed(axes):
                 w = jax.lax.all_gather(w, axis, axis=0, tiled=True)
             w = jnp.moveaxis(w, 0, dimension)

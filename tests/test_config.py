@@ -126,6 +126,7 @@ def test_value_of_another_type_is_named(key, value, message):
     ('pretrain', 'model.head_dim', 15, 'model.head_dim=15 is odd'),
     ('pretrain', 'exec.micro_batches', 3, 'batch_size=16 is not divisible by exec.micro_batches=3'),
     ('pretrain', 'exec.micro_batches', 0, 'exec.micro_batches=0 is less than 1; use 1 or more'),
+    ('pretrain', 'exec.attention', 'flash', "exec.attention='flash' is not known; use one of einsum, splash"),
     ('pretrain', 'exec.logits_chunk_vocab', 0, 'exec.logits_chunk_vocab=0 is less than 1; use 1 or more'),
     ('pretrain', 'exec.scan_unroll', -1, 'exec.scan_unroll=-1 is less than 0'),
     ('pretrain', 'batch_size', 0, 'batch_size=0 is less than 1; use 1 or more'),

@@ -99,7 +99,8 @@ class Transformer(nn.Module):
         if head == 'scalar':
             # 1 / sqrt(D + 1): scores of unit variance at the start (arXiv:2009.01325). No bias: a ranking gives it no
             # gradient but rounding errors, of which Adam makes a walk that no two meshes share (1.6e-4 in 24 steps).
-            self.scalar_head = heads.outputs(config, self.exec, 1, use_bias=False, stddev=(config.model_dim + 1) ** -0.5)
+            self.scalar_head = heads.outputs(config, self.exec, 1, use_bias=False,
+                                             stddev=(config.model_dim + 1) ** -0.5)
 
     def __call__(self, tokens_BT: jax.Array, positions_BT: jax.Array, mask: MaskSpec, *,
                  types_BT: jax.Array | None = None, deterministic: bool = True):
@@ -227,10 +228,10 @@ def scan_layers(block: type[nn.Module], exec_config: ExecConfig, num_layers: int
     if initializing or exec_config.compute_dtype == 'float32':
         return layers
 
-    # Matrices are cast before the scan: their gradients are then stacked in the compute dtype, too.
     def cast(variables):
+        # Of matrices, before the scan: XLA does so anyway, and now their gradients, too, are stacked in that dtype.
         return jax.tree_util.tree_map_with_path(
-            lambda path, leaf: leaf.astype(exec_config.compute_dtype) if jax.tree_util.DictKey('w') in path else leaf, variables)
+            lambda path, leaf: leaf.astype(exec_config.compute_dtype) if path[-1].key == 'w' else leaf, variables)
     return nn.map_variables(layers, 'params', trans_in_fn=cast)
 
 

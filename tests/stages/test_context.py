@@ -36,7 +36,8 @@ def packed_rows(length: int) -> dict[str, jax.Array]:
 def value_and_grad(mesh: tuple[int, ...], length: int, attention: str = 'einsum', chunk: int = 8192):
     """Of the pretraining loss, with the z term."""
     execution = tiny.execution(mesh, attention=attention, scan_unroll=1, logits_chunk_vocab=chunk)
-    model, rules, placed = Transformer(models.LLAMA, execution), AxisRules.from_config(execution.rules), make_mesh(execution.mesh)
+    model, rules = Transformer(models.LLAMA, execution), AxisRules.from_config(execution.rules)
+    placed = make_mesh(execution.mesh)
     boxed = jax.eval_shape(lambda key: model.init(key, *[jnp.zeros((1, 2), jnp.int32)] * 2, MaskSpec())['params'],
                            jax.random.key(0))
     with jax.set_mesh(placed):
@@ -49,7 +50,8 @@ def value_and_grad(mesh: tuple[int, ...], length: int, attention: str = 'einsum'
 
 def same(found, expected):
     assert found[0] == pytest.approx(expected[0], rel=1e-5)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * np.abs(b).max()), found[1], expected[1])
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * np.abs(b).max()),
+                 found[1], expected[1])
 
 
 @pytest.mark.parametrize('mesh', MESHES)
@@ -70,7 +72,8 @@ def test_answers_do_not_depend_on_the_split_of_the_length():
         generate = make_generate(model, max_new_tokens=5, temperature=1.0, eos_id=1, pad_id=0)
         tokens_BT, length_B = models.tokens(4, width), jnp.array([width, 2, 5, 3])
         with jax.set_mesh(make_mesh(execution.mesh)):
-            return jax.device_get(jax.jit(generate)(models.init(model), tokens_BT, length_B, jnp.arange(4), jax.random.key(0)))
+            return jax.device_get(jax.jit(generate)(models.init(model), tokens_BT, length_B, jnp.arange(4),
+                                                    jax.random.key(0)))
     for width in (8, 7):  # one that two devices divide, and one that they do not
         expected, found = answers((1, 1, 1, 1), width), answers((1, 1, 1, 2), width)
         assert (found.tokens_BT == expected.tokens_BT).all()
