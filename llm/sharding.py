@@ -114,14 +114,13 @@ def with_gathered(function: Callable, w: jax.Array, names: tuple[str | None, ...
     """function(w, *rows), where w is a weight stored in parts and rows [B, T, ...] are split over batch and length.
 
     Each device gathers w, cast to that dtype, and works on its own rows alone. The gradient of w leaves by
-    reduce-scatter, axis after axis: left to itself the compiler sums whole gradients on every device, and over all
-    three dimensions of a torus at once it knows no other way. What the function returns is [B, T, ...] too.
+    reduce-scatter, axis after axis: left to itself the compiler sums whole gradients on every device, as it also does
+    where one mesh axis takes all dimensions of a torus. What the function returns is [B, T, ...] too.
     """
     batch, length = rows[0].shape[:2]
-    names_of_rows = ('batch', 'length' if length % rules.ways('length') == 0 else None)
     mesh = jax.sharding.get_abstract_mesh()
     manual = {axis for name in ('batch', 'length') for axis in dict(rules.rules)[name] if mesh.shape.get(axis, 1) > 1}
-    if not manual or batch % rules.ways('batch'):
+    if not manual or batch % rules.ways('batch') or length % rules.ways('length'):  # one token at a time, say
         return function(w.astype(dtype), *rows)
 
     def manual_axes(names) -> list[tuple[str, ...]]:
@@ -136,7 +135,7 @@ def with_gathered(function: Callable, w: jax.Array, names: tuple[str | None, ...
                 w = jax.lax.all_gather(w, axis, axis=0, tiled=True)
             w = jnp.moveaxis(w, 0, dimension)
         return function(w, *rows)
-    w_spec, row_spec = PartitionSpec(*manual_axes(names)), PartitionSpec(*manual_axes(names_of_rows))
+    w_spec, row_spec = PartitionSpec(*manual_axes(names)), PartitionSpec(*manual_axes(('batch', 'length')))
     return jax.shard_map(local, in_specs=(w_spec, *(row_spec,) * len(rows)), out_specs=row_spec,
                          axis_names=manual)(w, *rows)
 
