@@ -15,18 +15,23 @@ def execution() -> ConfigDict:
         'mesh': {'data': -1, 'fsdp': 1, 'tensor': 1, 'context': 1},
         # Logical axis -> mesh axes. The first group are axes of weights, the second of activations.
         'rules': {
-            'vocab': ('tensor',), 'embed': ('fsdp',), 'heads': ('tensor',), 'kv_heads': ('tensor',),
+            'vocab': ('tensor',), 'embed': ('fsdp', 'context'), 'heads': ('tensor',), 'kv_heads': ('tensor',),
             'mlp': ('tensor',), 'head_dim': (), 'layers': (), 'positions': (), 'norm': (),
-            'batch': ('data', 'fsdp'), 'length': (), 'act': (), 'act_heads': ('tensor',),
+            'batch': ('data', 'fsdp'), 'length': ('context',), 'act': (), 'act_heads': ('tensor',),
             'act_kv_heads': ('tensor',), 'act_mlp': ('tensor',), 'act_vocab': ('tensor',)},
         # Of matmuls and activations; parameters, norms, softmax and losses are float32. bfloat16 on TPU.
         'compute_dtype': 'float32',
-        # What the backward pass recomputes: none, minimal (all but matmul results), full (every layer).
+        # Of whole rows: einsum, or splash (a TPU kernel that holds no scores; rows of a multiple of 128 tokens).
+        # Decoding always uses einsum.
+        'attention': 'einsum',
+        # What the backward pass recomputes: none; minimal (all but matmul results); qkv (all but queries, keys, values
+        # and what attention gives); full (every layer from its input); offload (so too, with inputs in host memory).
         'remat': 'none',
         # Layers unrolled in each step of the scan over layers; 0 is all of them: faster on CPU, slower to compile.
         'scan_unroll': 0,
-        # Positions whose logits are alive at once in the loss, in tokens of each row.
-        'logits_chunk_tokens': 64,
+        # Rows of the token table whose logits are alive at once in the loss. A larger vocabulary is cut into chunks,
+        # whose logits the backward pass computes again.
+        'logits_chunk_vocab': 8192,
         # Pieces that a batch is cut into; gradients are accumulated over them.
         'micro_batches': 1,
     })

@@ -16,6 +16,9 @@ from llm.door import from_dict
 from llm.errors import at_least, one_of, positive, UserError, within
 
 
+SPLASH_BLOCK = 128  # tokens of a row that the attention kernel takes at once, at least
+
+
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
     """Devices along each mesh axis; -1 (at most once) takes what is left."""
@@ -33,15 +36,17 @@ class ExecConfig:
     mesh: MeshConfig
     rules: dict[str, tuple[str, ...]]  # logical axis -> mesh axes
     compute_dtype: str  # 'float32' | 'bfloat16'
-    remat: str  # 'none' | 'minimal' | 'full'
+    remat: str  # 'none' | 'minimal' | 'qkv' | 'full' | 'offload'
     scan_unroll: int
-    logits_chunk_tokens: int
+    logits_chunk_vocab: int
     micro_batches: int
+    attention: str = 'einsum'  # 'einsum' | 'splash'
 
     def __post_init__(self):
         one_of('exec.compute_dtype', self.compute_dtype, ('float32', 'bfloat16'))
-        one_of('exec.remat', self.remat, ('none', 'minimal', 'full'))
-        at_least(1, self, 'logits_chunk_tokens', 'micro_batches', section='exec.')
+        one_of('exec.remat', self.remat, ('none', 'minimal', 'qkv', 'full', 'offload'))
+        one_of('exec.attention', self.attention, ('einsum', 'splash'))
+        at_least(1, self, 'logits_chunk_vocab', 'micro_batches', section='exec.')
         at_least(0, self, 'scan_unroll', section='exec.')
 
 
@@ -206,6 +211,10 @@ class StageConfig:
         if self.batch_size % self.exec.micro_batches:
             raise UserError(f'batch_size={self.batch_size} is not divisible by '
                             f'exec.micro_batches={self.exec.micro_batches}; use a multiple')
+        block = SPLASH_BLOCK * self.exec.mesh.context
+        if self.exec.attention == 'splash' and self.seq_len % block:
+            raise UserError(f"seq_len={self.seq_len} is not a multiple of {block}, which exec.attention='splash' needs; "
+                            f"use one, or exec.attention='einsum'")
         if not 0 <= self.dropout < 1:
             raise UserError(f'dropout={self.dropout} is not a probability below 1; use 0 for none')
         if self.keep_checkpoints < 2:

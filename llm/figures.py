@@ -96,7 +96,7 @@ def reader(run: Run) -> Callable[[Any, list[Ids]], np.ndarray]:
         tokens_BT, variables = batch['tokens_BT'], {'params': params}
         x_BTD = model.apply(variables, tokens_BT, *whole_rows(tokens_BT), method='hidden')
         found = token_log_probs(x_BTD, model.apply(variables, method='unembedding'), batch['targets_BT'],
-                                chunk_tokens=run.config.exec.logits_chunk_tokens, softcap=model.config.logits_softcap)
+                                **model.log_probs_options())
         return -jnp.sum(found.logp_BT * batch['mask_BT'], axis=1)
     each = over_rows(run, row_nats)
 

@@ -14,7 +14,8 @@ from llm.config import DataConfig, StageConfig
 
 # Keys that say how or for how long a run is made, not what it computes (DESIGN of a run's identity).
 _NOT_IDENTITY = frozenset({
-    'exec.mesh', 'exec.rules', 'exec.remat', 'exec.scan_unroll', 'exec.logits_chunk_tokens', 'exec.micro_batches',
+    'exec.mesh', 'exec.rules', 'exec.attention', 'exec.remat', 'exec.scan_unroll', 'exec.logits_chunk_vocab',
+    'exec.micro_batches',
     'data.data_dir', 'prompt_data.data_dir', 'ptx_data.data_dir', 'gold_data.data_dir', 'stop_step',
     'log_every_steps', 'save_every_steps', 'keep_checkpoints', 'samples', 'figures', 'choices', 'best_of',
     'guard.rewinds', 'init_from', 'reward_from', 'tokenizer.path'})

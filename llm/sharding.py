@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 from flax import linen as nn
 import jax
+import jax.numpy as jnp
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 import numpy as np
@@ -61,6 +62,11 @@ class AxisRules:
             parts.append(axes[0] if len(axes) == 1 else axes or None)
         return PartitionSpec(*parts)
 
+    def ways(self, name: str) -> int:
+        """Into how many parts the mesh set by `jax.set_mesh` splits that logical axis."""
+        mesh = jax.sharding.get_abstract_mesh()
+        return math.prod(mesh.shape[axis] for axis in dict(self.rules)[name]) if not mesh.empty else 1
+
 
 def make_mesh(config: MeshConfig, devices=None) -> Mesh:
     """A mesh of `MESH_AXES` over all devices; raises UserError where the sizes do not fit.
@@ -93,10 +99,45 @@ def make_mesh(config: MeshConfig, devices=None) -> Mesh:
 
 
 def constrain(x: jax.Array, names: tuple[str | None, ...], rules: AxisRules) -> jax.Array:
-    """Pins an activation's sharding under the mesh set by `jax.set_mesh`; a no-op without one."""
+    """Pins an activation's sharding under the mesh set by `jax.set_mesh`; a no-op without one.
+
+    A length that its mesh axes do not divide stays whole: of a prompt, or of one token at a time.
+    """
     if jax.sharding.get_abstract_mesh().empty:
         return x
+    names = tuple(None if name == 'length' and size % rules.ways(name) else name for name, size in zip(names, x.shape))
     return jax.lax.with_sharding_constraint(x, rules.spec(names))
+
+
+def with_gathered(function: Callable, w: jax.Array, names: tuple[str | None, ...], rules: AxisRules, dtype: str,
+                  *rows: jax.Array):
+    """function(w, *rows), where w is a weight stored in parts and rows [B, T, ...] are split over batch and length.
+
+    Each device gathers w, cast to that dtype, and works on its own rows alone. The gradient of w leaves by
+    reduce-scatter, axis after axis: left to itself the compiler sums whole gradients on every device, as it also does
+    where one mesh axis takes all dimensions of a torus. What the function returns is [B, T, ...] too.
+    """
+    batch, length = rows[0].shape[:2]
+    mesh = jax.sharding.get_abstract_mesh()
+    manual = {axis for name in ('batch', 'length') for axis in dict(rules.rules)[name] if mesh.shape.get(axis, 1) > 1}
+    if not manual or batch % rules.ways('batch') or length % rules.ways('length'):  # one token at a time, say
+        return function(w.astype(dtype), *rows)
+
+    def manual_axes(names) -> list[tuple[str, ...]]:
+        return [tuple(axis for axis in (dict(rules.rules)[name] if name else ()) if axis in manual) for name in names]
+
+    def local(w, *rows):
+        w = w.astype(dtype)
+        for dimension, axes in enumerate(manual_axes(names)):
+            # To the front: scattered along its last axis, a gradient would be padded to whole lanes.
+            w = jnp.moveaxis(w, dimension, 0)
+            for axis in reversed(axes):
+                w = jax.lax.all_gather(w, axis, axis=0, tiled=True)
+            w = jnp.moveaxis(w, 0, dimension)
+        return function(w, *rows)
+    w_spec, row_spec = PartitionSpec(*manual_axes(names)), PartitionSpec(*manual_axes(('batch', 'length')))
+    return jax.shard_map(local, in_specs=(w_spec, *(row_spec,) * len(rows)), out_specs=row_spec,
+                         axis_names=manual)(w, *rows)
 
 
 def shardings_of(boxed, mesh: Mesh, rules: AxisRules):

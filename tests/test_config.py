@@ -116,7 +116,7 @@ def test_value_of_another_type_is_named(key, value, message):
 
 @pytest.mark.parametrize('stage, key, value, message', [
     ('sft', 'stage', 'stf', "stage='stf' is not a stage; use one of pretrain, sft, reward, ppo"),
-    ('pretrain', 'exec.remat', 'all', "exec.remat='all' is not known; use one of none, minimal, full"),
+    ('pretrain', 'exec.remat', 'all', "exec.remat='all' is not known; use one of none, minimal, qkv, full, offload"),
     ('pretrain', 'exec.compute_dtype', 'float16', "exec.compute_dtype='float16' is not known; use one of"),
     ('pretrain', 'optim.schedule', 'linear', "optim.schedule='linear' is not known; use one of"),
     ('pretrain', 'model.mlp', 'relu', "model.mlp='relu' is not known; use one of gelu, swiglu"),
@@ -126,7 +126,8 @@ def test_value_of_another_type_is_named(key, value, message):
     ('pretrain', 'model.head_dim', 15, 'model.head_dim=15 is odd'),
     ('pretrain', 'exec.micro_batches', 3, 'batch_size=16 is not divisible by exec.micro_batches=3'),
     ('pretrain', 'exec.micro_batches', 0, 'exec.micro_batches=0 is less than 1; use 1 or more'),
-    ('pretrain', 'exec.logits_chunk_tokens', 0, 'exec.logits_chunk_tokens=0 is less than 1; use 1 or more'),
+    ('pretrain', 'exec.attention', 'flash', "exec.attention='flash' is not known; use one of einsum, splash"),
+    ('pretrain', 'exec.logits_chunk_vocab', 0, 'exec.logits_chunk_vocab=0 is less than 1; use 1 or more'),
     ('pretrain', 'exec.scan_unroll', -1, 'exec.scan_unroll=-1 is less than 0'),
     ('pretrain', 'batch_size', 0, 'batch_size=0 is less than 1; use 1 or more'),
     ('pretrain', 'eval_rows', 0, 'eval_rows=0 is less than 1; use 1 or more'),
@@ -170,7 +171,7 @@ OLD = {
     'dropout': 0.1, 'log_every_steps': 10, 'eval_every_steps': 200, 'eval_rows': 256, 'save_every_steps': 200,
     'keep_checkpoints': 2,
     'exec': {'mesh': {'data': -1, 'fsdp': 1, 'tensor': 1}, 'rules': {'mlp': ('tensor',), 'norm': ()},
-             'compute_dtype': 'bfloat16', 'remat': 'none', 'scan_unroll': 0, 'logits_chunk_tokens': 128,
+             'compute_dtype': 'bfloat16', 'remat': 'none', 'scan_unroll': 0, 'logits_chunk_vocab': 128,
              'micro_batches': 1},
     'optim': {'learning_rate': 1e-3, 'warmup_steps': 100, 'schedule': 'wsd', 'schedule_steps': 1000,
               'decay_fraction': 0.2, 'final_fraction': 0.1, 'weight_decay': 0.1, 'b1': 0.9, 'b2': 0.95, 'eps': 1e-8,
@@ -225,7 +226,7 @@ def test_place_of_the_data_is_not_in_the_identity():
 def test_how_and_how_long_a_run_is_made_is_not_in_its_identity():
     execution = from_dict(ExecConfig, {
         'mesh': {'data': 2, 'fsdp': 2, 'tensor': 2}, 'rules': {}, 'compute_dtype': 'bfloat16', 'remat': 'full',
-        'scan_unroll': 1, 'logits_chunk_tokens': 7, 'micro_batches': 4})
+        'scan_unroll': 1, 'logits_chunk_vocab': 7, 'micro_batches': 4})
     other = dataclasses.replace(
         old('pretrain'), exec=execution, stop_step=2000, log_every_steps=1, save_every_steps=7, keep_checkpoints=3,
         samples=SamplesConfig((), 1, 1.0), init_from=None,

@@ -18,7 +18,7 @@ def rules(**changes) -> AxisRules:
 
 
 def test_names_become_mesh_axes():
-    assert RULES.spec(('vocab', 'embed')) == PartitionSpec('tensor', 'fsdp')
+    assert RULES.spec(('vocab', 'embed')) == PartitionSpec('tensor', ('fsdp', 'context'))
     assert RULES.spec(('batch', None, 'act')) == PartitionSpec(('data', 'fsdp'), None, None)
 
 

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from llm.architecture import ModelConfig
 from llm.config import ExecConfig
 from llm.model.layers import Einsum, Norm, activate, logits_bias
+from llm.sharding import AxisRules
 
 # Heads by the kinds of model that have them. 'none' is the trunk alone.
 HEADS = {'decoder': ('token', 'scalar', 'none'),
@@ -21,9 +22,10 @@ POOLED = ('pooled', 'classes', 'next_sentence', 'pretraining')  # of text models
 OVER_VOCABULARY = ('token', 'masked', 'pretraining')
 
 
-def pooler(config: ModelConfig) -> Einsum:
+def pooler(config: ModelConfig, exec_config: ExecConfig) -> Einsum:
     """The matrix of `pool`."""
-    return Einsum('BTD,DE->BTE', (config.model_dim, config.model_dim), ('embed', 'mlp'), 'float32', use_bias=True)
+    return Einsum('BTD,DE->BTE', (config.model_dim, config.model_dim), ('embed', 'mlp'), 'float32',
+                  AxisRules.from_config(exec_config.rules), use_bias=True)
 
 
 def pool(dense: Einsum, x_BTD: jax.Array, place: int = 0) -> jax.Array:
@@ -31,9 +33,10 @@ def pool(dense: Einsum, x_BTD: jax.Array, place: int = 0) -> jax.Array:
     return jnp.tanh(dense(x_BTD[:, place][:, None]))
 
 
-def outputs(config: ModelConfig, number: int, *, use_bias: bool = True, **options) -> Einsum:
+def outputs(config: ModelConfig, exec_config: ExecConfig, number: int, *, use_bias: bool = True, **options) -> Einsum:
     """x_BTD -> that many numbers a token."""
-    return Einsum('BTD,DO->BTO', (config.model_dim, number), ('embed', None), 'float32', use_bias, **options)
+    return Einsum('BTD,DO->BTO', (config.model_dim, number), ('embed', None), 'float32',
+                  AxisRules.from_config(exec_config.rules), use_bias, **options)
 
 
 class MaskedHead(nn.Module):
@@ -44,7 +47,8 @@ class MaskedHead(nn.Module):
 
     def setup(self):
         width = self.config.model_dim
-        self.dense = Einsum('BTD,DE->BTE', (width, width), ('embed', 'mlp'), self.exec.compute_dtype, use_bias=True)
+        self.dense = Einsum('BTD,DE->BTE', (width, width), ('embed', 'mlp'), self.exec.compute_dtype,
+                            AxisRules.from_config(self.exec.rules), use_bias=True)
         self.norm = Norm(self.config)
         self.bias = logits_bias(self)
 

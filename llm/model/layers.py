@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from llm.architecture import GATED, ModelConfig
 from llm.config import ExecConfig
-from llm.sharding import AxisRules, constrain
+from llm.sharding import AxisRules, constrain, with_gathered
 
 INIT_STDDEV = 0.02  # GPT-2's, for every matrix and table
 
@@ -33,13 +33,14 @@ class Einsum(nn.Module):
 
     The product itself is done on two-dimensional arrays: the weight gradient of the equation as written
     contracts B and T at once, which XLA's CPU back end keeps off its fast path (942 -> 1,571 tokens/s on a 14M
-    model). That holds while no rule splits the length of activations.
+    model). Several devices keep the equation, each for its own rows: TPUs then fuse it better.
     """
 
     equation: str
     shape: tuple[int, ...]  # of the weight, in the equation's order
     axes: tuple[str | None, ...]  # logical names of these dimensions
     dtype: str
+    rules: AxisRules
     use_bias: bool = False
     stddev: float = INIT_STDDEV
 
@@ -49,13 +50,17 @@ class Einsum(nn.Module):
         inner, outer = x_letters[2:], y_letters[2:]
         assert x_letters[:2] == y_letters[:2] == 'BT' and w_letters == inner + outer, self.equation
         w = self.param('w', boxed_normal(self.stddev, self.axes), self.shape)
-        in_size = math.prod(self.shape[:len(inner)])
-        y = x.reshape(-1, in_size).astype(self.dtype) @ w.reshape(in_size, -1).astype(self.dtype)
+
+        def product(w, x):
+            if self.rules.ways('batch') > 1:
+                return jnp.einsum(self.equation, x, w)
+            in_size = math.prod(self.shape[:len(inner)])
+            return (x.reshape(-1, in_size) @ w.reshape(in_size, -1)).reshape(*x.shape[:2], *self.shape[len(inner):])
+        y = with_gathered(product, w, self.axes, self.rules, self.dtype, x.astype(self.dtype))
         if self.use_bias:
             zeros = nn.with_logical_partitioning(nn.initializers.zeros, self.axes[len(inner):])
-            bias = self.param('bias', zeros, self.shape[len(inner):])
-            y += bias.reshape(1, -1).astype(self.dtype)
-        return y.reshape(*x.shape[:2], *self.shape[len(inner):])
+            y += self.param('bias', zeros, self.shape[len(inner):])[None, None].astype(self.dtype)
+        return y
 
 
 class Norm(nn.Module):
@@ -95,7 +100,7 @@ class FeedForward(nn.Module):
     @nn.compact
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
         config, rules = self.config, AxisRules.from_config(self.exec.rules)
-        shared = dict(dtype=self.exec.compute_dtype, use_bias=config.use_bias)
+        shared = dict(dtype=self.exec.compute_dtype, rules=rules, use_bias=config.use_bias)
 
         def widen(name: str) -> jax.Array:
             layer = Einsum('BTD,DF->BTF', (config.model_dim, config.mlp_dim), ('embed', 'mlp'), name=name, **shared)
@@ -110,6 +115,7 @@ class Embed(nn.Module):
     """Token table, and tables of positions (GPT-2, BERT) and token types (BERT) where there are any; their sum."""
 
     config: ModelConfig
+    exec: ExecConfig
 
     def setup(self):
         config = self.config
@@ -126,7 +132,9 @@ class Embed(nn.Module):
     def __call__(self, tokens_BT: jax.Array, positions_BT: jax.Array, types_BT: jax.Array | None) -> jax.Array:
         """types_BT: each token's type; None: type 0."""
         config = self.config
-        x_BTD = self.tokens[tokens_BT]
+        # The width of what is looked up is split: first it moves to the rows, then to the length, for both at once XLA
+        # would hold the whole batch on every device.
+        x_BTD = constrain(self.tokens[tokens_BT], ('batch', None, 'length'), AxisRules.from_config(self.exec.rules))
         if config.embed_scale != 1:
             x_BTD *= config.embed_scale
         if config.positions == 'learned':
@@ -146,7 +154,8 @@ class ImageEmbed(nn.Module):
         config = self.config
         size, width = config.patch_size, config.model_dim
         self.patches = Einsum('BTPQC,PQCD->BTD', (size, size, config.image_channels, width),
-                              (None, None, None, 'embed'), self.exec.compute_dtype, use_bias=True)
+                              (None, None, None, 'embed'), self.exec.compute_dtype,
+                              AxisRules.from_config(self.exec.rules), use_bias=True)
         self.class_token = self.param('class_token', boxed_normal(INIT_STDDEV, (None, 'embed')), (1, width))
         self.positions = position_table(self)
 

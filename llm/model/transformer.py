@@ -5,16 +5,20 @@ In: tokens_BT (or images), positions_BT and a `MaskSpec`. Out: what the head giv
 bring a cache. Left out: XLNet's two streams (`xlnet.py`), losses, sampling, where parameters live (`llm.sharding`).
 """
 
+from collections.abc import Callable
+from typing import Any
+
 from flax import linen as nn
 import jax
+from jax.ad_checkpoint import checkpoint_name
 import jax.numpy as jnp
 
 from llm.architecture import GATED, ModelConfig
 from llm.config import ExecConfig
-from llm.model import heads
+from llm.model import heads, splash
 from llm.model.attention import Attention, Cache, MaskSpec, Rotary, make_rotaries
 from llm.model.layers import Embed, FeedForward, ImageEmbed, Norm, TokenHead, dropout, softcap
-from llm.sharding import AxisRules, constrain
+from llm.sharding import AxisRules, constrain, with_gathered
 
 
 class Block(nn.Module):
@@ -32,6 +36,7 @@ class Block(nn.Module):
     def __call__(self, carry: tuple[jax.Array, Cache | None], layer: jax.Array, positions_BT: jax.Array,
                  mask: MaskSpec, rotaries: tuple[Rotary, ...]) -> tuple[tuple[jax.Array, Cache | None], None]:
         x_BTD, cache = carry
+        x_BTD = checkpoint_name(x_BTD, 'layer_input')
         attention = Attention(self.config, self.exec, self.dropout, name='attention')
         h_BTD, cache = attention(self._before('attention', x_BTD), positions_BT, mask, rotaries, cache, layer)
         x_BTD = self._after('attention', x_BTD, h_BTD)
@@ -74,27 +79,28 @@ class Transformer(nn.Module):
         config, head = self.config, self.head
         assert head in heads.HEADS[config.kind] and config.kind != 'two_stream', (config.kind, head)
         images = config.kind == 'vision'
-        self.embedding = ImageEmbed(config, self.exec, name='embed') if images else Embed(config, name='embed')
+        self.embedding = (ImageEmbed if images else Embed)(config, self.exec, name='embed')
         if config.norm_first:
             self.final_norm = Norm(config)
         if head in heads.POOLED and not (images and head == 'classes'):
-            self.pooler = heads.pooler(config)
+            self.pooler = heads.pooler(config, self.exec)
         if head in heads.OVER_VOCABULARY and not config.tie_embeddings:
             self.token_head = TokenHead(config)
         if head in ('masked', 'pretraining'):
             self.masked_head = heads.MaskedHead(config, self.exec)
         if head in ('next_sentence', 'pretraining'):
-            self.next_sentence_head = heads.outputs(config, 2)
+            self.next_sentence_head = heads.outputs(config, self.exec, 2)
         if head == 'classes':
-            self.classes_head = heads.outputs(config, config.num_classes)
+            self.classes_head = heads.outputs(config, self.exec, config.num_classes)
         if head == 'labels':
-            self.labels_head = heads.outputs(config, config.num_classes)
+            self.labels_head = heads.outputs(config, self.exec, config.num_classes)
         if head == 'span':
-            self.span_head = heads.outputs(config, 2)
+            self.span_head = heads.outputs(config, self.exec, 2)
         if head == 'scalar':
             # 1 / sqrt(D + 1): scores of unit variance at the start (arXiv:2009.01325). No bias: a ranking gives it no
             # gradient but rounding errors, of which Adam makes a walk that no two meshes share (1.6e-4 in 24 steps).
-            self.scalar_head = heads.outputs(config, 1, use_bias=False, stddev=(config.model_dim + 1) ** -0.5)
+            self.scalar_head = heads.outputs(config, self.exec, 1, use_bias=False,
+                                             stddev=(config.model_dim + 1) ** -0.5)
 
     def __call__(self, tokens_BT: jax.Array, positions_BT: jax.Array, mask: MaskSpec, *,
                  types_BT: jax.Array | None = None, deterministic: bool = True):
@@ -155,9 +161,12 @@ class Transformer(nn.Module):
         config = self.config
         assert mask.causal == (config.kind == 'decoder'), f'a model of kind {config.kind!r} with {mask.causal=}'
         rate = 0.0 if deterministic else self.dropout
+        if self.exec.attention == 'splash':
+            splash.check(config, self.dropout)
         x_BTD = dropout(x_BTD, rate, 'embed_dropout')
         rotaries = make_rotaries(config, positions_BT)
-        layers = scan_layers(Block, self.exec, config.num_layers, 3)(config, self.exec, rate, name='layers')
+        layers = scan_layers(Block, self.exec, config.num_layers, 3, initializing=self.is_initializing())(
+            config, self.exec, rate, name='layers')
         (x_BTD, cache), _ = layers((x_BTD, cache), jnp.arange(config.num_layers), positions_BT, mask, rotaries)
         return self.final_norm(x_BTD) if config.norm_first else x_BTD, cache
 
@@ -167,11 +176,23 @@ class Transformer(nn.Module):
 
     def token_logits(self, x_BTD: jax.Array) -> jax.Array:
         """logits_BTV, float32; the matmul takes its operands in the compute dtype."""
-        w_VD = self.unembedding().astype(self.exec.compute_dtype)
-        logits = jnp.einsum('ZD,VD->ZV', x_BTD.reshape(-1, x_BTD.shape[-1]), w_VD,
-                            preferred_element_type=jnp.float32)
-        return constrain(softcap(logits, self.config.logits_softcap).reshape(*x_BTD.shape[:2], -1),
-                         ('batch', 'length', 'act_vocab'), AxisRules.from_config(self.exec.rules))
+        def product(w_VD, x_BTD):
+            return jnp.einsum('BTD,VD->BTV', x_BTD, w_VD, preferred_element_type=jnp.float32)
+        logits = self.over_vocab(product, self.unembedding(), x_BTD)
+        return constrain(softcap(logits, self.config.logits_softcap), ('batch', 'length', 'act_vocab'),
+                         AxisRules.from_config(self.exec.rules))
+
+    @nn.nowrap
+    def over_vocab(self, function: Callable, w_VD: jax.Array, *rows: jax.Array):
+        """function(w_VD, *rows) with the unembedding, or some rows of it, gathered in the compute dtype."""
+        return with_gathered(function, w_VD, ('vocab', 'embed'), AxisRules.from_config(self.exec.rules),
+                             self.exec.compute_dtype, *rows)
+
+    @nn.nowrap
+    def log_probs_options(self) -> dict[str, Any]:
+        """How `objectives.log_probs.token_log_probs` is to take this model's hidden states and unembedding."""
+        return dict(chunk_vocab=self.exec.logits_chunk_vocab, softcap=self.config.logits_softcap,
+                    apply=self.over_vocab)
 
     def masked_logits(self, x_BTD: jax.Array) -> jax.Array:
         """logits_BTV, float32, of the token that stands at each place."""
@@ -182,19 +203,36 @@ class Transformer(nn.Module):
         return self.scalar_head(x_BTD)[..., 0]
 
 
-def scan_layers(block: type[nn.Module], exec_config: ExecConfig, num_layers: int, shared: int):
+# What the backward pass finds saved, beside each layer's input, by `exec.remat`.
+_POLICIES = {
+    'minimal': jax.checkpoint_policies.checkpoint_dots_with_no_batch_dims,
+    'qkv': jax.checkpoint_policies.save_only_these_names('query', 'key', 'value', splash.SAVED),
+    'full': None,
+    'offload': jax.checkpoint_policies.save_and_offload_only_these_names(
+        names_which_can_be_saved=[], names_which_can_be_offloaded=['layer_input'], offload_src='device',
+        offload_dst='pinned_host')}
+
+
+def scan_layers(block: type[nn.Module], exec_config: ExecConfig, num_layers: int, shared: int, *, initializing: bool):
     """`block`, rematerialised as `exec.remat` says, scanned over layers; parameters are stacked whatever the unroll.
 
     A block takes a carry, its own layer's part of one argument, and `shared` arguments that are the same in all layers.
     """
     unroll = exec_config.scan_unroll or num_layers
     if exec_config.remat != 'none':
-        policy = jax.checkpoint_policies.checkpoint_dots_with_no_batch_dims
         # A loop hides the recomputation from common-subexpression elimination by itself; unrolled layers do not.
-        block = nn.remat(block, policy=policy if exec_config.remat == 'minimal' else None, prevent_cse=unroll > 1)
-    return nn.scan(block, variable_axes={'params': 0}, split_rngs={'params': True, 'dropout': True},
-                   in_axes=(0, *(nn.broadcast,) * shared), length=num_layers, unroll=unroll,
-                   metadata_params={nn.PARTITION_NAME: 'layers'})
+        block = nn.remat(block, policy=_POLICIES[exec_config.remat], prevent_cse=unroll > 1)
+    layers = nn.scan(block, variable_axes={'params': 0}, split_rngs={'params': True, 'dropout': True},
+                     in_axes=(0, *(nn.broadcast,) * shared), length=num_layers, unroll=unroll,
+                     metadata_params={nn.PARTITION_NAME: 'layers'})
+    if initializing or exec_config.compute_dtype == 'float32':
+        return layers
+
+    def cast(variables):
+        # Of matrices, before the scan: XLA does so anyway, and now their gradients, too, are stacked in that dtype.
+        return jax.tree_util.tree_map_with_path(
+            lambda path, leaf: leaf.astype(exec_config.compute_dtype) if path[-1].key == 'w' else leaf, variables)
+    return nn.map_variables(layers, 'params', trans_in_fn=cast)
 
 
 def train_flops_per_token(config: ModelConfig, seq_len: int) -> float:

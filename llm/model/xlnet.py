@@ -75,7 +75,8 @@ class RelativeAttention(nn.Module):
         by_content, by_position, by_segment = (Term(config, name=f'{name}_term')
                                                for name in ('content', 'position', 'segment'))
         shape, axes = (config.num_heads, config.head_dim, config.model_dim), ('heads', 'head_dim', 'embed')
-        out = Einsum('BTNH,NHD->BTD', shape, axes, self.exec.compute_dtype, stddev=residual_stddev(config), name='out')
+        out = Einsum('BTNH,NHD->BTD', shape, axes, self.exec.compute_dtype, AxisRules.from_config(self.exec.rules),
+                     stddev=residual_stddev(config), name='out')
         seen_BSD = h_BTD if memory_BMD is None else jnp.concatenate([memory_BMD, h_BTD], 1)
         k_BSNH, v_BSNH, r_CNH = key(seen_BSD), value(seen_BSD), position(view.far_CD[None])[0]
         segment_ENH = SegmentKeys(config, name='segment')().astype(r_CNH.dtype)
@@ -101,7 +102,8 @@ class RelativeAttention(nn.Module):
 
     def _matrix(self, name: str) -> Einsum:
         shape = (self.config.model_dim, self.config.num_heads, self.config.head_dim)
-        return Einsum('BTD,DNH->BTNH', shape, ('embed', 'heads', 'head_dim'), self.exec.compute_dtype, name=name)
+        return Einsum('BTD,DNH->BTNH', shape, ('embed', 'heads', 'head_dim'), self.exec.compute_dtype,
+                      AxisRules.from_config(self.exec.rules), name=name)
 
 
 def shift(x_BNTC: jax.Array, keys: int) -> jax.Array:
@@ -160,18 +162,18 @@ class XLNet(nn.Module):
     def setup(self):
         config, head = self.config, self.head
         assert config.kind == 'two_stream' and head in heads.HEADS['two_stream'], (config.kind, head)
-        self.embedding = Embed(config, name='embed')
+        self.embedding = Embed(config, self.exec, name='embed')
         self.query_token = QueryToken(config)
         if head == 'token':
             self.token_head = TokenHead(config, use_bias=True)
         if head in heads.POOLED:
-            self.pooler = heads.pooler(config)
+            self.pooler = heads.pooler(config, self.exec)
         if head == 'classes':
-            self.classes_head = heads.outputs(config, config.num_classes)
+            self.classes_head = heads.outputs(config, self.exec, config.num_classes)
         if head == 'labels':
-            self.labels_head = heads.outputs(config, config.num_classes)
+            self.labels_head = heads.outputs(config, self.exec, config.num_classes)
         if head == 'span':
-            self.span_head = heads.outputs(config, 2)
+            self.span_head = heads.outputs(config, self.exec, 2)
 
     def __call__(self, tokens_BT: jax.Array, mask: MaskSpec, **inputs) -> jax.Array:
         """By the head, float32: token: logits, [B, P, V] of the targets or else [B, T, V]; none: x; pooled, classes: of
@@ -214,7 +216,8 @@ class XLNet(nn.Module):
         if targets_BP is not None:
             g_BPD = jnp.broadcast_to(self.query_token()[None], (*targets_BP.shape, config.model_dim))
         streams = tuple(self._start(x, rate, name) for x, name in ((h_BTD, 'content'), (g_BPD, 'query')))
-        layers = scan_layers(TwoStreamBlock, self.exec, config.num_layers, 1)(config, self.exec, rate, name='layers')
+        layers = scan_layers(TwoStreamBlock, self.exec, config.num_layers, 1, initializing=self.is_initializing())(
+            config, self.exec, rate, name='layers')
         (h_BTD, g_BPD), memory_LBTD = layers(streams, memory_LBMD, view)
         x_BTD = h_BTD if g_BPD is None else g_BPD
         return dropout(x_BTD, rate, 'final_dropout'), jax.lax.stop_gradient(memory_LBTD)

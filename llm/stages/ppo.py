@@ -235,8 +235,7 @@ def read_log_probs(run: Run, models: Models, params: Any, tokens_BT: jax.Array) 
     variables = {'params': params}
     x_BTD = models.policy.apply(variables, tokens_BT, *whole_rows(tokens_BT), method='hidden')
     return token_log_probs(_before(x_BTD), models.policy.apply(variables, method='unembedding'), tokens_BT,
-                           chunk_tokens=run.config.exec.logits_chunk_tokens, temperature=run.config.temperature,
-                           softcap=models.policy.config.logits_softcap)
+                           temperature=run.config.temperature, **models.policy.log_probs_options())
 
 
 def read_values(run: Run, models: Models, params: Any, tokens_BT: jax.Array) -> jax.Array:

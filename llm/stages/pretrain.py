@@ -79,7 +79,7 @@ def language_loss(model: Transformer, params: Any, frozen: None, batch: dict[str
     x_BTD = model.apply(variables, batch['tokens_BT'], batch['positions_BT'], mask, deterministic=key is None,
                         rngs=None if key is None else {'dropout': key}, method='hidden')
     log_probs = token_log_probs(x_BTD, model.apply(variables, method='unembedding'), batch['targets_BT'],
-                                chunk_tokens=model.exec.logits_chunk_tokens, softcap=model.config.logits_softcap)
+                                **model.log_probs_options())
     return next_token(log_probs, batch['mask_BT'], z_loss=z_loss)
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from llm.model.layers import Einsum, FeedForward, Norm, activate, dropout, residual_stddev, softcap
+from llm.sharding import AxisRules
 from tests import tiny
 from tests.model import models
 
@@ -18,7 +19,8 @@ from tests.model import models
 def test_einsum_is_the_equation_it_names(equation, shape):
     contracted = len(equation.split(',')[0]) - 2
     x = jax.random.normal(jax.random.key(0), (2, 5, *shape[:contracted]))
-    layer = Einsum(equation, shape, ('embed',) * len(shape), 'float32', use_bias=True)
+    rules = AxisRules.from_config(tiny.EXEC.rules)
+    layer = Einsum(equation, shape, ('embed',) * len(shape), 'float32', rules, use_bias=True)
     params = nn.meta.unbox(layer.init(jax.random.key(1), x)['params'])
     params['bias'] = jax.random.normal(jax.random.key(2), params['bias'].shape)
 

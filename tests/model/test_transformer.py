@@ -64,23 +64,30 @@ def value_and_grad(remat: str, unroll: int, dropout: float):
     return jax.jit(jax.value_and_grad(loss))(models.init(model))
 
 
-@pytest.mark.parametrize('remat, unroll, dropout', [('none', 1, 0.0), ('minimal', 0, 0.0), ('full', 1, 0.0),
-                                                    ('full', 0, 0.2)])
+@pytest.mark.parametrize('remat, unroll, dropout', [
+    ('none', 1, 0.0), ('minimal', 0, 0.0), ('qkv', 1, 0.0), ('full', 1, 0.0), ('offload', 1, 0.0), ('full', 0, 0.2)])
 def test_remat_and_unroll_change_no_number(remat, unroll, dropout):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),
                  value_and_grad(remat, unroll, dropout), value_and_grad('none', 0, dropout))
 
 
-def test_full_remat_recomputes_what_no_remat_keeps():
-    """The backward pass holds more matmuls, also with the layers unrolled, where they could be merged again."""
-    params = models.init(Transformer(models.LLAMA, tiny.execution()))
+def backward(remat: str, unroll: int) -> jax.stages.Traced:
+    model, tokens_BT = Transformer(models.LLAMA, tiny.execution(remat=remat, scan_unroll=unroll)), models.tokens(2, 8)
+    step = jax.jit(jax.grad(lambda params: apply(model, params, tokens_BT).sum()))
+    return step.trace(models.init(model))
 
+
+def test_remat_recomputes_the_more_the_less_is_kept():
+    """The backward pass holds more matmuls, also with the layers unrolled, where they could be merged again."""
     def matmuls(remat: str) -> int:
-        model, tokens_BT = Transformer(models.LLAMA, tiny.execution(remat=remat, scan_unroll=0)), models.tokens(2, 8)
-        step = jax.jit(jax.grad(lambda params: apply(model, params, tokens_BT).sum()))
-        compiled = step.lower(params).compile().as_text()
+        compiled = backward(remat, 0).lower().compile().as_text()
         return compiled.count(' dot(') + compiled.count('__onednn$matmul')
-    assert matmuls('full') > matmuls('none')
+    assert matmuls('none') < matmuls('minimal') < matmuls('qkv') < matmuls('full')
+
+
+def test_only_offload_puts_layer_inputs_into_host_memory():
+    saved = 'f32<host>[2,2,8,64]'  # [L, B, T, D]
+    assert saved in str(backward('offload', 1).jaxpr) and saved not in str(backward('full', 1).jaxpr)
 
 
 @both_kinds

@@ -16,7 +16,7 @@ MASK_BT = jnp.array([[1.0, 1.0, 0.0, 0.0, 0.0], [0.0, 1.0, 1.0, 1.0, 0.0]])
 
 
 def loss_of(x_BTD, w_VD=W_VD, z_loss=0.0):
-    return next_token(token_log_probs(x_BTD, w_VD, TARGETS_BT, chunk_tokens=2), MASK_BT, z_loss=z_loss)
+    return next_token(token_log_probs(x_BTD, w_VD, TARGETS_BT, chunk_vocab=2), MASK_BT, z_loss=z_loss)
 
 
 def test_mean_over_the_mask_of_optax_cross_entropy_and_z_loss():
