@@ -215,6 +215,7 @@ def ppo() -> ConfigDict:
     with config.unlocked():
         config.reward_from = placeholder(str)  # the scorer: stage:NAME or PATH[@step].
         config.rollout_batch = 64          # answers sampled in an iteration, global.
+        config.rollout_rules = {}          # of exec.rules, those that are others while answers are sampled.
         config.epochs = 4                  # passes over them.
         config.max_prompt_tokens = 64
         config.max_new_tokens = 48

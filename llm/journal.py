@@ -18,10 +18,11 @@ import numpy as np
 from llm import provenance
 from llm import train_state
 from llm.checkpoint import Checkpoints, load_params
+from llm.chips import peak_flops
 from llm.errors import UserError
 from llm.identity import digest
 from llm.manifest import Manifest, parent_record
-from llm.metrics import Metrics, PEAK_FLOPS
+from llm.metrics import Metrics
 from llm.run import Result, Run, write_json
 from llm.train_state import TrainState
 
@@ -69,7 +70,7 @@ class Journal(contextlib.AbstractContextManager):
             self._metrics = stack.enter_context(Metrics(
                 run.folder, total_steps=run.config.stop_step, name=run.name,
                 resume_step=None if self.fresh else self.step, flops_per_token=flops_per_token,
-                peak_flops=PEAK_FLOPS.get(jax.devices()[0].device_kind, 0.0) * run.mesh.size))
+                peak_flops=peak_flops(jax.devices()[0].device_kind) * run.mesh.size))
             stack.enter_context(run.phases.during('train'))
             self._stack = stack.pop_all()
 

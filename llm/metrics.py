@@ -31,10 +31,6 @@ from tensorboard.summary.writer.event_file_writer import EventFileWriter
 # Text of users and of models goes through it: brackets and colons in it are not markup.
 console = Console(markup=False, emoji=False, highlight=False, soft_wrap=True)
 
-# Dense bfloat16 FLOP/s of one chip, by `jax.Device.device_kind`
-# (cloud.google.com/tpu/docs, "System architecture").
-PEAK_FLOPS = {'TPU v4': 275e12, 'TPU v5 lite': 197e12, 'TPU v5': 459e12, 'TPU v6 lite': 918e12}
-
 _TERMINAL_SECONDS = 0.1  # between two drawings of a bar
 _PLAIN_SECONDS = 10.0  # between two lines about the same work
 _PLAIN_WIDTH = 120  # characters of a table, where no terminal says how wide it is
@@ -115,7 +111,7 @@ class Metrics:
       name: of the run, on the screen.
       resume_step: the step just restored; later rows are dropped. None: all rows are dropped.
       flops_per_token: of the model, forward and backward; 0: unknown, no FLOP/s in the rows.
-      peak_flops: of all devices together (see `PEAK_FLOPS`); 0: unknown, no MFU in the rows.
+      peak_flops: of all devices together (see `llm.chips`); 0: unknown, no MFU in the rows.
 
     Log before saving: a row of step s written after the save of s is lost if the process dies in between.
     """
