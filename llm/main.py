@@ -26,6 +26,9 @@ WORKDIR = flags.DEFINE_string('workdir', None, 'folder of the runs, local')
 RERUN = flags.DEFINE_string('rerun', None, 'name of a finished stage to run again; the old run is set aside')
 
 
+_EXAMPLES = {'config': 'configs/quickstart.py', 'workdir': 'runs/quickstart', 'pod': 'v5e-256'}
+
+
 def guarded(work: Callable[[], None]) -> int:
     """The exit code of a command: 0, or 2 and one line where the user made a mistake."""
     try:
@@ -51,15 +54,16 @@ def main(argv: list[str]) -> None:
         metrics.say(f'report  {report.write(WORKDIR.value, folders, base.defaults())}')
 
 
-def parse(argv: list[str]) -> ConfigDict:
+def parse(argv: list[str], needed: tuple[str, ...] = ('config', 'workdir')) -> ConfigDict:
     """The config with its overrides; whatever absl or ml_collections make of a mistake becomes one UserError."""
     try:
         rest = flags.FLAGS(argv)
         if len(rest) > 1:
             raise UserError(f'argument {rest[1]!r} is not a flag; write --name=value')
-        for name in ('config', 'workdir'):
+        example = ' '.join(f'--{name}={_EXAMPLES[name]}' for name in needed)
+        for name in needed:
             if flags.FLAGS[name].value is None:
-                raise UserError(f'--{name} is missing; e.g. --config=configs/quickstart.py --workdir=runs/quickstart')
+                raise UserError(f'--{name} is missing; e.g. {example}')
         CONFIG.value.keys()  # a config that could not be loaded complains when it is first used
         return CONFIG.value
     except flags.Error as error:

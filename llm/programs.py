@@ -34,6 +34,7 @@ class Programs(NamedTuple):
 
     resident: dict[str, Any]  # name -> shapes of what stays in memory from one program to the next
     programs: dict[str, Program]
+    tokens: int  # of a step, padding included
 
 
 def make_step(run: Run, objective: Objective, tx: optax.GradientTransformation, state: TrainState,
@@ -67,4 +68,4 @@ def one_update(state: TrainState, step: Callable, batch: Any, *, tokens: int, fl
     if state.ema is not None:
         resident['average'] = state.ema
     return Programs(resident, {'step': Program(step, (state, None, batch), tuple(resident), tokens,
-                                               flops_per_token * tokens)})
+                                               flops_per_token * tokens)}, tokens)

@@ -161,7 +161,7 @@ def programs(run: Run) -> Programs:
                           calls=config.epochs * count // config.batch_size)}
     if config.rollout_rules:
         found = {'reshard': Program(rollout.reshard, (state.params['policy'],), ('policy',), 0, 0.0), **found}
-    return Programs(resident, found)
+    return Programs(resident, found, tokens)
 
 
 def _like_rows(run: Run, field: jax.ShapeDtypeStruct, count: int | None = None) -> jax.ShapeDtypeStruct:
