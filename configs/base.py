@@ -251,6 +251,14 @@ def defaults() -> dict[str, dict]:
     return {name: config.to_dict() for name, config in configs.items()}
 
 
+def on_pod(config: ConfigDict) -> None:
+    """How a stage is run on a TPU pod: every chip on `fsdp`, bfloat16 matmuls, layers computed again."""
+    config.exec.mesh.update(data=1, fsdp=-1)
+    config.exec.compute_dtype = 'bfloat16'
+    config.exec.remat = 'full'
+    config.exec.scan_unroll = 1  # compile time does not grow with depth
+
+
 def check_variant(variant: str, known: tuple[str, ...]) -> None:
     if variant not in known:
         raise ValueError(f'variant {variant!r} is not known; use one of {", ".join(filter(None, known))}, or none')

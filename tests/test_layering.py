@@ -55,7 +55,8 @@ FLOORS = {
     # What puts the parts above together.
     **dict.fromkeys(('llm/evaluate.py', 'llm/figures.py', 'llm/interop/export_hf.py',
                      'llm/interop/import_hf.py', 'llm/journal.py', 'llm/judges.py', 'llm/main.py',
-                     'llm/pairs.py', 'llm/pipeline.py', 'llm/plan', 'llm/programs.py', 'llm/resolve.py', 'llm/run.py', 'llm/stages'), EVERYTHING),
+                     'llm/pairs.py', 'llm/pipeline.py', 'llm/plan', 'llm/programs.py', 'llm/resolve.py', 'llm/run.py',
+                     'llm/stages'), EVERYTHING),
 }
 # Import -> the only files that may have it, on whatever floor they are.
 KEEPERS = {

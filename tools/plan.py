@@ -29,7 +29,7 @@ from llm.plan.suggest import advice, suggestion  # noqa: E402
 
 POD = flags.DEFINE_string('pod', None, f'one of {", ".join(names())}; "2x v5e-256" is two slices')
 JSON = flags.DEFINE_string('json', None, 'file that the plan is written to')
-SUGGEST = flags.DEFINE_bool('suggest', False, 'where a stage does not fit, try changes and print the cheapest that does')
+SUGGEST = flags.DEFINE_bool('suggest', False, 'where a stage does not fit, try changes; print the cheapest')
 
 
 def main() -> None:

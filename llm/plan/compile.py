@@ -116,7 +116,8 @@ def compile_program(program: Program, mesh: jax.sharding.Mesh, chip: Chip, *, be
     parts = {'prefill': work(prefill, chip), 'decode': work(decode, chip)} if program.most_trips else {}
     host = memory.host_temp_size_in_bytes + memory.host_argument_size_in_bytes
     return ProgramPlan(fits=need + beside_gib <= chip.hbm_gib, need_gib=need, limit_gib=chip.hbm_gib,
-                       host_gib=host / GIB, compile_seconds=seconds, work=work(prefill + decode, chip), parts=parts, **same)
+                       host_gib=host / GIB, compile_seconds=seconds, work=work(prefill + decode, chip), parts=parts,
+                       **same)
 
 
 def work(counts: hlo.Counts, chip: Chip) -> Work:

@@ -19,7 +19,7 @@ from llm.errors import UserError
 _FLAT = {4: '2x2', 8: '2x4', 16: '4x4', 32: '4x8', 64: '8x8', 128: '8x16', 256: '16x16'}
 _CUBES = {8: '2x2x1', 16: '2x2x2', 32: '2x2x4', 64: '2x4x4', 128: '4x4x4', 256: '4x4x8', 512: '4x8x8',
           1024: '8x8x8', 2048: '8x8x16', 4096: '8x16x16', 8192: '16x16x16', 12_288: '16x16x24'}
-# Kind of chip -> the compiler's name of it, its configuration of cores, chips along each axis by the number in the name.
+# Kind of chip -> the compiler's name of it, its configuration of cores, chips along each axis by the name's number.
 _KINDS = {
     'v4': ('v4', 'megacore', {size: shape for size, shape in _CUBES.items() if size <= 4096}),
     'v5e': ('v5e', 'default', _FLAT),
