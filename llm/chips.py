@@ -37,6 +37,6 @@ def peak_flops(device_kind: str) -> float:
     return {chip.device_kind: chip.flops_per_second for chip in CHIPS.values()}.get(device_kind, 0.0)
 
 
-def mfu(tokens_per_second: float, flops_per_token: float, flops_per_second: float) -> float:
-    """Share of the peak that a model's arithmetic takes, all three of one device or all of one mesh."""
-    return tokens_per_second * flops_per_token / flops_per_second
+def mfu(per_second: float, flops: float, peak_flops_per_second: float) -> float:
+    """Share of the peak that a model's arithmetic takes: so many tokens a second of so many FLOPs each (or steps)."""
+    return per_second * flops / peak_flops_per_second

@@ -28,6 +28,8 @@ from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
+from llm.chips import mfu
+
 # Text of users and of models goes through it: brackets and colons in it are not markup.
 console = Console(markup=False, emoji=False, highlight=False, soft_wrap=True)
 
@@ -195,7 +197,7 @@ class Metrics:
         if self._flops_per_token:
             clock['flops_per_second'] = self._flops_per_token * speed
         if self._flops_per_token and self._peak_flops:
-            clock['mfu'] = self._flops_per_token * speed / self._peak_flops
+            clock['mfu'] = mfu(speed, self._flops_per_token, self._peak_flops)
         return clock
 
     def _write(self, step: int, kind: str, values: dict[str, float], timing: dict[str, float]) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 
 import jax
 
-from llm.chips import Chip
+from llm.chips import Chip, mfu
 from llm.pipeline import STAGES
 from llm.plan import hlo
 from llm.plan.pods import Pod
@@ -34,7 +34,7 @@ class Work:
     kernel_flops: float  # of these, in attention kernels
     hbm_bytes: float  # an estimate
     wire_bytes: dict[str, float]  # by kind of collective
-    dcn_bytes: float  # of these, between slices
+    dcn_bytes: float  # between slices
     seconds: float  # with overlap
     seconds_without_overlap: float
 
@@ -84,11 +84,10 @@ def plan_stage(run: Run, pod: Pod) -> StagePlan:
     """Compiles every program of the stage, one after the other."""
     made = STAGES[run.config.stage].programs(run)
     resident = {name: bytes_a_device(tree) / GIB for name, tree in made.resident.items()}
-    slices = run.mesh.size // pod.slices if pod.slices > 1 else 0
     plans = {}
     for name, program in made.programs.items():
         beside = sum(size for what, size in resident.items() if what not in program.holds)
-        plans[name] = compile_program(program, run.mesh, pod.chip, beside_gib=beside, devices_per_slice=slices)
+        plans[name] = compile_program(program, run.mesh, pod, beside_gib=beside)
     fits = all(plan.fits for plan in plans.values())
     whole = StagePlan(
         stage=run.config.stage, devices=run.mesh.size, mesh=dict(run.mesh.shape), fits=fits,
@@ -97,10 +96,9 @@ def plan_stage(run: Run, pod: Pod) -> StagePlan:
     return _timed(whole, pod.chip) if all(plan.work for plan in plans.values()) else whole
 
 
-def compile_program(program: Program, mesh: jax.sharding.Mesh, chip: Chip, *, beside_gib: float = 0.0,
-                    devices_per_slice: int = 0) -> ProgramPlan:
+def compile_program(program: Program, mesh: jax.sharding.Mesh, pod: Pod, *, beside_gib: float = 0.0) -> ProgramPlan:
     """One program, compiled; the compiler itself says where it does not fit."""
-    began = time.monotonic()
+    began, chip = time.monotonic(), pod.chip
     same = dict(beside_gib=beside_gib, calls=program.calls, tokens=program.tokens, model_flops=program.model_flops)
     with jax.set_mesh(mesh):
         lowered = program.jitted.lower(*program.args)
@@ -112,7 +110,7 @@ def compile_program(program: Program, mesh: jax.sharding.Mesh, chip: Chip, *, be
                                compile_seconds=time.monotonic() - began, **same)
     seconds, memory = time.monotonic() - began, compiled.memory_analysis()
     need = memory.peak_memory_in_bytes / GIB
-    prefill, decode = hlo.count(compiled.as_text(), most_trips=program.most_trips, devices_per_slice=devices_per_slice)
+    prefill, decode = hlo.count(compiled.as_text(), most_trips=program.most_trips, slices=pod.slices)
     parts = {'prefill': work(prefill, chip), 'decode': work(decode, chip)} if program.most_trips else {}
     host = memory.host_temp_size_in_bytes + memory.host_argument_size_in_bytes
     return ProgramPlan(fits=need + beside_gib <= chip.hbm_gib, need_gib=need, limit_gib=chip.hbm_gib,
@@ -122,9 +120,9 @@ def compile_program(program: Program, mesh: jax.sharding.Mesh, chip: Chip, *, be
 
 def work(counts: hlo.Counts, chip: Chip) -> Work:
     """What was counted, with its roofline."""
-    ici_bytes = sum(counts.wire_bytes.values()) - counts.dcn_bytes
     on_device = max(counts.flops / chip.flops_per_second, counts.hbm_bytes / chip.hbm_bytes_per_second)
-    on_wires = ici_bytes / chip.ici_bytes_per_second + counts.dcn_bytes / chip.dcn_bytes_per_second
+    on_wires = sum(counts.wire_bytes.values()) / chip.ici_bytes_per_second
+    on_wires += counts.dcn_bytes / chip.dcn_bytes_per_second
     return Work(**dataclasses.asdict(counts), seconds=max(on_device, on_wires),
                 seconds_without_overlap=on_device + on_wires)
 
@@ -151,5 +149,5 @@ def _timed(plan: StagePlan, chip: Chip) -> StagePlan:
     arithmetic = sum(program.calls * program.model_flops for program in programs)
     return dataclasses.replace(
         plan, seconds=seconds, seconds_without_overlap=apart, tokens_per_second=plan.tokens / seconds,
-        mfu_bound=arithmetic / (seconds * plan.devices * chip.flops_per_second),
+        mfu_bound=mfu(1 / seconds, arithmetic, plan.devices * chip.flops_per_second),
         hours=plan.steps * seconds / 3600)

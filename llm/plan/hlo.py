@@ -6,7 +6,8 @@ Left out: time. The compiler's own cost analysis counts a loop's body once, and 
 Arithmetic is that of matmuls, which the TPU calls convolutions, and of attention kernels. Bytes on the wire are those
 that leave a device: of n in a group, (n - 1) / n of what is gathered or scattered, twice that of what is reduced for
 all. A collective that was taken apart to overlap with arithmetic stands in several fusions under one channel, and
-counts once. Bytes of memory are an estimate: what operations at the top of a loop read and write outside of VMEM.
+counts once. What leaves a slice goes through the host: `send`s to its runtime, one for a device's part of an array.
+Bytes of memory are an estimate: what operations at the top of a loop read and write outside of VMEM.
 """
 
 import collections
@@ -15,46 +16,15 @@ import functools
 import math
 import re
 
-_BYTES = {'pred': 1, 's4': .5, 'u4': .5, 's8': 1, 'u8': 1, 's16': 2, 'u16': 2, 'bf16': 2, 'f16': 2, 's32': 4, 'u32': 4,
-          'f32': 4, 's64': 8, 'u64': 8, 'f64': 8, 'c64': 8}
+from llm.plan.hlo_text import Computation, group_size, Instruction, Module, NAME, parse
+
 _COLLECTIVES = ('all-gather', 'all-reduce', 'reduce-scatter', 'all-to-all', 'collective-permute')
 # What moves nothing by itself; of pairs of start and done, the start moves.
 _FREE = {'parameter', 'constant', 'tuple', 'get-tuple-element', 'bitcast', 'while', 'conditional', 'call', 'after-all',
          'partition-id', 'iota', 'copy-done', 'slice-done', 'async-done', 'async-update', 'all-gather-done',
-         'all-reduce-done', 'collective-permute-done', 'opt-barrier'}
+         'all-reduce-done', 'collective-permute-done', 'opt-barrier', 'send', 'send-done', 'recv', 'recv-done'}
+_MATMULS = {'fwd': 2, 'dq': 3, 'dkv': 4}  # of an attention kernel, by its pass; backward ones make the scores again
 _SLICES = ('dynamic-slice', 'slice', 'gather')
-_SHAPE = re.compile(r'(\w+)\[([\d,]*)\](?:\{([^}]*)\})?')
-_NAME = re.compile(r'%([\w.-]+)')
-
-
-@dataclasses.dataclass(frozen=True)
-class Array:
-    """One array of an instruction's type."""
-
-    dtype: str
-    dims: tuple[int, ...]
-    space: int  # 0: HBM; 1: VMEM; others are smaller, or the host's (5)
-
-    @property
-    def bytes(self) -> float:
-        return math.prod(self.dims) * _BYTES.get(self.dtype, 0 if self.dtype in ('token', 'opaque') else 1)
-
-
-@dataclasses.dataclass(frozen=True)
-class Instruction:
-    name: str
-    opcode: str
-    arrays: tuple[Array, ...]
-    operands: tuple[str, ...]
-    said: str  # whatever follows the operands; of a constant its value first, of a parameter its number
-    root: bool
-
-    def called(self, key: str) -> str | None:
-        found = re.search(key + r'=%([\w.-]+)', self.said)
-        return found and found[1]
-
-
-Computation = dict[str, Instruction]  # by name, in order
 
 
 @dataclasses.dataclass
@@ -65,8 +35,7 @@ class Counts:
     kernel_flops: float = 0.0  # of these, in attention kernels
     hbm_bytes: float = 0.0
     wire_bytes: dict[str, float] = dataclasses.field(default_factory=dict)
-    dcn_bytes: float = 0.0  # of these, between slices
-
+    dcn_bytes: float = 0.0  # between slices; not among those of the wires
 
     def __add__(self, other: 'Counts') -> 'Counts':
         kinds = {kind: self.wire_bytes.get(kind, 0.0) + other.wire_bytes.get(kind, 0.0)
@@ -75,80 +44,29 @@ class Counts:
                       self.hbm_bytes + other.hbm_bytes, kinds, self.dcn_bytes + other.dcn_bytes)
 
 
-@dataclasses.dataclass(frozen=True)
-class Module:
-    """A parsed module."""
-
-    computations: dict[str, Computation]
-    entry: str
-
-
-def count(text: str, *, most_trips: int = 0, devices_per_slice: int = 0) -> tuple[Counts, Counts]:
+def count(text: str, *, most_trips: int = 0, slices: int = 1) -> tuple[Counts, Counts]:
     """Outside of loops that data ends, and within them (decoding): those make `most_trips` trips.
 
     Args:
-      devices_per_slice: devices of one slice of several; 0: all are in one.
+      slices: that only the datacenter's network joins.
     """
-    counter = _Counter(parse(text), most_trips, devices_per_slice)
+    counter = _Counter(parse(text), most_trips, slices)
     counter.visit(counter.module.entry, 1, False, True)
     return counter.totals()
-
-
-def parse(text: str) -> Module:
-    """Computations by name."""
-    computations, entry, current = {}, '', {}
-    for line in text.splitlines():
-        if line.endswith('{') and (line.startswith('%') or line.startswith('ENTRY')):
-            current = computations.setdefault(_NAME.search(line)[1], {})
-            if line.startswith('ENTRY'):
-                entry = _NAME.search(line)[1]
-        elif line.startswith('  ') and ' = ' in line:
-            instruction = _instruction(line.strip())
-            current[instruction.name] = instruction
-    return Module(computations, entry)
-
-
-def _instruction(line: str) -> Instruction:
-    head, rest = line.split(' = ', 1)
-    shape = _closed(rest) if rest.startswith('(') else rest.index(' ')
-    opened = rest.index('(', shape)
-    closed = opened + _closed(rest[opened:])
-    arrays = tuple(Array(dtype, tuple(int(size) for size in dims.split(',') if size), _space(layout))
-                   for dtype, dims, layout in _SHAPE.findall(rest[:shape]))
-    opcode, inside = rest[shape:opened].strip(), rest[opened + 1:closed - 1]
-    said = inside + rest[closed:] if opcode in ('constant', 'parameter') else rest[closed:]
-    return Instruction(_NAME.search(head)[1], opcode, arrays, tuple(_NAME.findall(inside)), said,
-                       head.startswith('ROOT'))
-
-
-def _closed(text: str) -> int:
-    """Behind the bracket that closes the first one."""
-    depth = 0
-    for place, letter in enumerate(text):
-        depth += (letter == '(') - (letter == ')')
-        if not depth:
-            return place + 1
-    raise ValueError(f'no bracket closes {text[:80]!r}')
-
-
-def _space(layout: str) -> int:
-    found = re.search(r'S\((\d+)\)', layout)
-    return int(found[1]) if found else 0
 
 
 class _Counter:
     """Walks a module from its entry."""
 
-    def __init__(self, module: Module, most_trips: int, devices_per_slice: int):
-        self.module, self.most_trips, self.devices_per_slice = module, most_trips, devices_per_slice
+    def __init__(self, module: Module, most_trips: int, slices: int):
+        self.module, self.most_trips, self.slices = module, most_trips, slices
         self.open, self.closed = Counts(), Counts()  # in loops that data ends, and outside of them
-        self.channels: dict[str, tuple[float, bool, str, float, bool]] = {}
+        self.channels: dict[str, tuple[float, bool, str, float]] = {}  # trips, in such a loop, kind, bytes
 
     def totals(self) -> tuple[Counts, Counts]:
-        for times, is_open, kind, size, between in self.channels.values():
+        for times, is_open, kind, size in self.channels.values():
             counts = self.open if is_open else self.closed
             counts.wire_bytes[kind] = counts.wire_bytes.get(kind, 0.0) + times * size
-            counts.dcn_bytes += times * size * between
         return self.closed, self.open
 
     def visit(self, name: str, times: float, is_open: bool, top: bool) -> None:
@@ -171,6 +89,9 @@ class _Counter:
             kind = one.opcode.removesuffix('-start')
             if kind in _COLLECTIVES:
                 self.collective(kind, one, computation, times, is_open)
+            if one.opcode == 'send' and 'megascale' in one.said:
+                each = 2 * (self.slices - 1) / self.slices if 'ALL_REDUCE' in one.said else 1.0
+                counts.dcn_bytes += times * each * one.arrays[0].bytes
             counts.flops += times * _matmul_flops(one, computation)
             kernel = _kernel_flops(one, computation)
             counts.kernel_flops += times * kernel
@@ -183,11 +104,9 @@ class _Counter:
         computation = self.module.computations[condition]
         root = next(one for one in computation.values() if one.root)
         if root.opcode == 'fusion':
-            computation_inside = self.module.computations[root.called('calls')]
-            inner = next(one for one in computation_inside.values() if one.root)
-            if inner.opcode != 'compare':
-                return None
-        elif root.opcode != 'compare':
+            inside = self.module.computations[root.called('calls')]
+            computation, root = {**computation, **inside}, next(one for one in inside.values() if one.root)
+        if root.opcode != 'compare':
             return None
         bounds = [re.match(r'\d+', one.said) for one in computation.values()
                   if one.opcode == 'constant' and one.arrays[0].dtype == 's32']
@@ -196,7 +115,7 @@ class _Counter:
     def collective(self, kind, one, computation, times, is_open) -> None:
         arrays = [array.bytes for array in one.arrays]
         inputs = sum(array.bytes for name in one.operands for array in computation[name].arrays)
-        members = _group(one.said)
+        members = group_size(one.said)
         share = (members - 1) / members if members else 1.0
         # What a start gives back holds its operands too, and scratch; a gather's output is the largest part.
         output = sum(arrays) if not one.opcode.endswith('-start') else max(arrays)
@@ -205,12 +124,7 @@ class _Counter:
         channel = re.search(r'channel_id=(\d+)', one.said)
         key = channel[1] if channel else f'{id(computation)} {one.name}'
         if key not in self.channels or self.channels[key][0] < times:
-            self.channels[key] = times, is_open, kind, size, self.between(one.said)
-
-    def between(self, said: str) -> bool:
-        """Whether a collective's groups reach over slices, whose devices are numbered one slice after the other."""
-        return bool(self.devices_per_slice) and any(
-            len({device // self.devices_per_slice for device in group}) > 1 for group in groups(said))
+            self.channels[key] = times, is_open, kind, size
 
     def moved(self, one: Instruction, computation: Computation) -> float:
         """Bytes that an operation at the top reads from HBM and writes to it."""
@@ -273,7 +187,7 @@ def _read(parameter: Instruction, users: dict[str, list[Instruction]]) -> float:
 def _branches(one: Instruction) -> list[str]:
     listed = re.search(r'branch_computations=\{([^}]*)\}', one.said)
     if listed:
-        return _NAME.findall(listed[1])
+        return NAME.findall(listed[1])
     return [one.called('true_computation'), one.called('false_computation')]
 
 
@@ -305,10 +219,9 @@ def _convolution_flops(left, right, out, said: str) -> float:
         stride, hole, spread = (int(each(key, '1')[number]) for key in ('stride', 'lhs_dilate', 'rhs_dilate'))
         products *= _meeting(left[left_at.index(letter)], right[right_at.index(letter)], out[out_at.index(letter)],
                              low, stride, hole, spread)
-    features = re.search(r'feature_group_count=(\d+)', said)
     batches = re.search(r'batch_group_count=(\d+)', said)
     return (2.0 * products * out[out_at.index('b')] * out[out_at.index('f')] * right[right_at.index('i')] /
-            (int(batches[1]) if batches else 1) * (1 if features else 1))
+            (int(batches[1]) if batches else 1))
 
 
 @functools.cache
@@ -323,22 +236,12 @@ def _meeting(size: int, kernel: int, out: int, low: int, stride: int, hole: int,
 
 
 def _kernel_flops(one: Instruction, computation: Computation) -> float:
-    return 0.0
-
-
-def _group(said: str) -> int:
-    """Devices in each group of a collective; 0: not said."""
-    mesh = re.search(r"replica_groups=mesh\[([^\]]*)\][^{]*\{([^}]*)\}", said)
-    if mesh:
-        sizes = dict(re.findall(r"'(\w+)'=(\d+)", mesh[1]))
-        return math.prod(int(part or sizes[name]) for name, part in re.findall(r"'(\w+)'(?::\(\d+\)(\d+))?", mesh[2]))
-    iota = re.search(r'replica_groups=\[(\d+),(\d+)\]<=', said)
-    if iota:
-        return int(iota[2])
-    listed = re.search(r'replica_groups=\{\{([\d,]*)\}', said)
-    return len(listed[1].split(',')) if listed else 0
-
-
-def groups(said: str) -> list[list[int]]:
-    """The devices of each group of a collective."""
-    return []
+    """Of an attention kernel (Pallas' splash): its name says which pass it is, its first float operands are queries
+    [..., N, T, H] and keys [..., K, S, H]. Half of the scores, as if causal and
+    without a window."""
+    if 'tpu_custom_call' not in one.said or not (passed := re.search(r'splash\w*?_(fwd|dq|dkv)', one.name)):
+        return 0.0
+    arrays = [array for name in one.operands for array in computation[name].arrays]
+    queries, keys = [array.dims for array in arrays if array.dtype in ('bf16', 'f32') and len(array.dims) > 2][:2]
+    scores = math.prod(queries[:-1]) * (keys[-2] + 1) / 2
+    return _MATMULS[passed[1]] * 2.0 * scores * queries[-1]

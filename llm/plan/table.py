@@ -49,7 +49,7 @@ def _work_rows(name: str, program: ProgramPlan) -> list[dict[str, Any]]:
 
 def _work_row(name: str, work: Work) -> dict[str, Any]:
     kinds = {kind: f'{size / 1e9:.3g}' for kind, size in work.wire_bytes.items()}
-    between = {'of it DCN': f'{work.dcn_bytes / 1e9:.3g}'} if work.dcn_bytes else {}
+    between = {'DCN GB': f'{work.dcn_bytes / 1e9:.3g}'} if work.dcn_bytes else {}
     return {'program': name, 'TFLOPs': work.flops / 1e12, 'HBM GB': work.hbm_bytes / 1e9,
             'wire GB': sum(work.wire_bytes.values()) / 1e9, **kinds, **between,
             'seconds': work.seconds, 'without overlap': work.seconds_without_overlap}
