@@ -4,8 +4,8 @@ Source: recipe of this repository. Command: python -m llm.main --config=configs/
 Hardware: two CPU cores, 6 minutes; `:long` takes three times as long, `:tiny` seconds.
 Expected: bits per byte in experiments/.
 
-`:8b` and `:70b` are Llama 3.1's shapes on TPU pods: compiled ahead of time (tools/plan.py, experiments/plan_pods), never
-run. They want `data` and `tokenizer.path` of your own: what stands there now is far too small.
+`:8b` and `:70b` are Llama 3.1's shapes on TPU pods: compiled ahead of time (experiments/plan_pods), never run.
+They want `data` and `tokenizer.path` of your own: what stands there now is far too small.
 Command: python -m tools.plan --config=configs/pretrain.py:8b --pod=v5p-128
 Hardware: `:8b` v5p-128 (64 chips, 4 rows of 4,096 tokens each), `:70b` v5p-1024 (512 chips, 1 row each).
 """

@@ -226,12 +226,17 @@ def _convolution_flops(left, right, out, said: str) -> float:
 
 @functools.cache
 def _meeting(size: int, kernel: int, out: int, low: int, stride: int, hole: int, spread: int) -> int:
-    """Pairs of an output's place and a kernel's place that meet a value along one axis."""
-    total = 0
+    """Pairs of an output's place and a kernel's place that meet a value along one axis: for each of the kernel's, the
+    places p with p * stride + shift a multiple of `hole` between 0 and the last value. Batches make long axes."""
+    common = math.gcd(stride, hole)
+    period, total = hole // common, 0
     for at in range(kernel):
-        for place in range(out):
-            where = place * stride - low + at * spread
-            total += where % hole == 0 and 0 <= where // hole < size
+        shift = at * spread - low
+        if shift % common:
+            continue
+        first = -shift // common * pow(stride // common, -1, period) % period if period > 1 else 0
+        least, most = max(0, -(shift // stride)), min(out - 1, ((size - 1) * hole - shift) // stride)
+        total += max(0, (most - first) // period - (least - 1 - first) // period)
     return total
 
 

@@ -2,7 +2,7 @@
 
 In: prompts; the SFT model (policy at the start, and frozen reference); the scorer (frozen, and value at the start).
 Out: checkpoints with parameters {'policy', 'value'}; the best of the steps near SFT; answers to held-out prompts.
-Left out: the maths (`objectives.ppo`), sampling and scoring (`ppo_models`), what answers are worth to people (`judges`).
+Left out: the maths (`objectives.ppo`), sampling and scoring (`ppo_models`), what chooses a step (`judges`).
 
 A step here is an iteration: rollout, score, then epochs of minibatches. Nothing is saved within one, so that
 trajectories need no saving. Models are read at the sampling temperature, but for the chats of PPO-ptx, at 1.

@@ -91,11 +91,11 @@ def test_bytes_of_a_device_are_those_of_its_part():
     assert whole / 8 <= bytes_a_device(state.params) < whole / 7  # norms are on every device
 
 
-BIG = {'seq_len': 2048, 'batch_size': 256, 'model.max_positions': 2048, 'exec.logits_chunk_tokens': 64}
+BIG = {'batch_size': 81_920}
 
 
 def test_what_does_not_fit_is_said_in_one_line_with_the_cheapest_change_that_helps():
-    """Scores of 32 rows a device are too many at once; of two halves, one after the other, they are not."""
+    """Activations of all rows are too many at once; of parts, one after the other, they are not."""
     run, = paper(small(**BIG)).values()
     plan = plan_stage(run, pod('v5e-8'))
     assert not plan.fits and plan.programs['step'].work is None and plan.seconds is None
