@@ -94,7 +94,7 @@ def test_bytes_of_a_device_are_those_of_its_part():
 
 def test_what_does_not_fit_is_said_in_one_line_with_the_cheapest_change_that_helps(monkeypatch):
     """On a chip with a tenth less than the step needs; half of the rows at a time need less than that."""
-    run, = paper(small(batch_size=1024)).values()
+    run, = paper(small(batch_size=64)).values()
     need = plan_stage(run, pod('v5e-8')).peak_gib
     monkeypatch.setitem(CHIPS, 'v5e', dataclasses.replace(CHIPS['v5e'], hbm_gib=0.9 * need))
     plan = plan_stage(run, pod('v5e-8'))
