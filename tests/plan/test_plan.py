@@ -101,7 +101,8 @@ def test_what_does_not_fit_is_said_in_one_line_with_the_cheapest_change_that_hel
     assert not plan.fits and plan.peak_gib == need
     how = suggestion(run, plan, pod('v5e-8'), 'config')
     line = table.does_not_fit('pretrain', plan, pod('v5e-8'), how)
-    assert line.startswith(f'pretrain does not fit v5e-8: step needs {need:.2f} GiB and a device has {0.9 * need:.2f}; ')
+    assert line.startswith(
+        f'pretrain does not fit v5e-8: step needs {need:.2f} GiB and a device has {0.9 * need:.2f}; ')
     assert how.startswith('--config.exec.micro_batches=2 makes it fit: ') and '\n' not in line
 
 

@@ -14,7 +14,8 @@ from tests.stages import exactness
 
 TRAINING = {'embed': ('fsdp', 'tensor'), 'batch': ('data', 'fsdp', 'tensor'), 'vocab': (), 'heads': (), 'kv_heads': (),
             'mlp': (), 'act_heads': (), 'act_kv_heads': (), 'act_mlp': (), 'act_vocab': ()}
-SAMPLING = {'embed': (), 'batch': ('data', 'fsdp'), **{name: ('tensor',) for name, axes in TRAINING.items() if not axes}}
+SAMPLING = {'embed': (), 'batch': ('data', 'fsdp'),
+            **{name: ('tensor',) for name, axes in TRAINING.items() if not axes}}
 
 
 @pytest.mark.parametrize('temperature', [1.0, 1e-4])
