@@ -227,6 +227,7 @@ def ppo() -> ConfigDict:
     with config.unlocked():
         config.reward_from = placeholder(str)  # the scorer: stage:NAME or PATH[@step].
         config.rollout_batch = 64          # answers sampled in an iteration, global.
+        config.rollout_rules = {}          # of exec.rules, those that are others while answers are sampled.
         config.epochs = 4                  # passes over them.
         config.max_prompt_tokens = 64
         config.max_new_tokens = 48
@@ -260,6 +261,14 @@ def defaults() -> dict[str, dict]:
     """Every key at its default, by stage; under 'source', those of a source of data."""
     configs = {'pretrain': pretrain(ConfigDict()), 'sft': sft(), 'reward': reward(), 'ppo': ppo(), 'source': source()}
     return {name: config.to_dict() for name, config in configs.items()}
+
+
+def on_pod(config: ConfigDict) -> None:
+    """How a stage is run on a TPU pod: every chip on `fsdp`, bfloat16 matmuls, layers computed again."""
+    config.exec.mesh.update(data=1, fsdp=-1)
+    config.exec.compute_dtype = 'bfloat16'
+    config.exec.remat = 'full'
+    config.exec.scan_unroll = 1  # compile time does not grow with depth
 
 
 def check_variant(variant: str, known: tuple[str, ...]) -> None:

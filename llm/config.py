@@ -298,6 +298,7 @@ class PPOConfig(StageConfig):
     gold_window: int = 0
     min_distinct_share: float = 0.0
     best_of: int = 1
+    rollout_rules: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
         super().__post_init__()

@@ -18,7 +18,7 @@ _NOT_IDENTITY = frozenset({
     'exec.micro_batches',
     'data.data_dir', 'prompt_data.data_dir', 'ptx_data.data_dir', 'gold_data.data_dir', 'stop_step',
     'log_every_steps', 'save_every_steps', 'keep_checkpoints', 'samples', 'figures', 'choices', 'best_of',
-    'guard.rewinds', 'init_from', 'reward_from', 'tokenizer.path'})
+    'guard.rewinds', 'rollout_rules', 'init_from', 'reward_from', 'tokenizer.path'})
 # Nor where files lie: their content is hashed beside these keys.
 _FILES = re.compile(r'(prompt_|ptx_|gold_)?data\.sources\.[^.]+\.(jsonl|text|validation_files)')
 

@@ -19,12 +19,13 @@ from llm import processes
 from llm import provenance
 from llm import train_state
 from llm.checkpoint import Checkpoints, load_params
+from llm.chips import peak_flops
 from llm.errors import Preempted, UserError
 from llm.guard import Guard, Rewind
 from llm.identity import digest
 from llm.loop import every
 from llm.manifest import Manifest, parent_record
-from llm.metrics import Metrics, PEAK_FLOPS, spent
+from llm.metrics import Metrics, spent
 from llm.run import Result, Run, write_json
 from llm.train_state import TrainState
 
@@ -74,7 +75,7 @@ class Journal(contextlib.AbstractContextManager):
             self._metrics = stack.enter_context(Metrics(
                 run.folder, total_steps=run.config.stop_step, name=run.name,
                 resume_step=None if self.fresh else self.step, flops_per_token=flops_per_token,
-                peak_flops=PEAK_FLOPS.get(jax.devices()[0].device_kind, 0.0) * run.mesh.size,
+                peak_flops=peak_flops(jax.devices()[0].device_kind) * run.mesh.size,
                 timing=run.phases.timing, writes=processes.is_first()))
             stack.enter_context(run.phases.during('train'))
             self._stack = stack.pop_all()

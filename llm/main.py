@@ -35,6 +35,9 @@ RERUN = flags.DEFINE_string('rerun', None, 'name of a finished stage to run agai
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 
 
+_EXAMPLES = {'config': 'configs/quickstart.py', 'workdir': 'runs/quickstart', 'pod': 'v5e-256'}
+
+
 def guarded(work: Callable[[], None]) -> int:
     """The exit code of a command: 0, or that of `llm/errors.py` and one line."""
     threading.excepthook = _thread_failed
@@ -78,15 +81,16 @@ def progress(what: str, done: int, total: int) -> None:
     metrics.progress(what, done, total)
 
 
-def parse(argv: list[str]) -> ConfigDict:
+def parse(argv: list[str], needed: tuple[str, ...] = ('config', 'workdir')) -> ConfigDict:
     """The config with its overrides; whatever absl or ml_collections make of a mistake becomes one UserError."""
     try:
         rest = flags.FLAGS(argv)
         if len(rest) > 1:
             raise UserError(f'argument {rest[1]!r} is not a flag; write --name=value')
-        for name in ('config', 'workdir'):
+        example = ' '.join(f'--{name}={_EXAMPLES[name]}' for name in needed)
+        for name in needed:
             if flags.FLAGS[name].value is None:
-                raise UserError(f'--{name} is missing; e.g. --config=configs/quickstart.py --workdir=runs/quickstart')
+                raise UserError(f'--{name} is missing; e.g. {example}')
         CONFIG.value.keys()  # a config that could not be loaded complains when it is first used
         return CONFIG.value
     except flags.Error as error:

@@ -28,12 +28,10 @@ from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
+from llm.chips import mfu
+
 # Text of users and of models goes through it: brackets and colons in it are not markup.
 console = Console(markup=False, emoji=False, highlight=False, soft_wrap=True)
-
-# Dense bfloat16 FLOP/s of one chip, by `jax.Device.device_kind`
-# (cloud.google.com/tpu/docs, "System architecture").
-PEAK_FLOPS = {'TPU v4': 275e12, 'TPU v5 lite': 197e12, 'TPU v5': 459e12, 'TPU v6 lite': 918e12}
 
 _TERMINAL_SECONDS = 0.1  # between two drawings of a bar
 _PLAIN_SECONDS = 10.0  # between two lines about the same work
@@ -115,7 +113,7 @@ class Metrics:
       name: of the run, on the screen.
       resume_step: the step just restored; later rows are dropped. None: all rows are dropped.
       flops_per_token: of the model, forward and backward; 0: unknown, no FLOP/s in the rows.
-      peak_flops: of all devices together (see `PEAK_FLOPS`); 0: unknown, no MFU in the rows.
+      peak_flops: of all devices together (see `llm.chips`); 0: unknown, no MFU in the rows.
       timing: what else a row's `time` says, of the whole run so far: goodput, and seconds by phase as `phases`.
       writes: whether rows are written: by one process of a job.
 
@@ -212,7 +210,7 @@ class Metrics:
         if self._flops_per_token:
             clock['flops_per_second'] = self._flops_per_token * speed
         if self._flops_per_token and self._peak_flops:
-            clock['mfu'] = self._flops_per_token * speed / self._peak_flops
+            clock['mfu'] = mfu(speed, self._flops_per_token, self._peak_flops)
         return clock
 
     def _write(self, step: int, kind: str, values: dict[str, float], timing: dict[str, Any]) -> None:

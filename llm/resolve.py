@@ -38,14 +38,17 @@ PARENTS = {
 _DATA_KEYS = ('data', 'prompt_data', 'ptx_data', 'gold_data', 'choices')
 
 
-def check(name: str, config: StageConfig) -> None:
+def check(name: str, config: StageConfig, devices: list | None = None) -> None:
     """Whatever can be found wrong with a stage before any stage runs, but for its data; raises UserError."""
     with _of_stage(name):
-        mesh, rules = make_mesh(config.exec.mesh), AxisRules.from_config(config.exec.rules)
+        mesh, rules = make_mesh(config.exec.mesh, devices), AxisRules.from_config(config.exec.rules)
         for key in ('batch_size', 'rollout_batch', 'normalize_samples'):
             if hasattr(config, key):
                 check_batch(key, getattr(config, key), mesh, rules)
         check_batch('batch_size / exec.micro_batches', config.batch_size // config.exec.micro_batches, mesh, rules)
+        if config.stage == 'ppo':
+            check_batch('rollout_batch', config.rollout_batch, mesh,
+                        AxisRules.from_config(config.exec.rules | config.rollout_rules))
         schedule(config.optim)
         for key, reference in references(name, config).items():
             if not reference.startswith('stage:'):
@@ -81,10 +84,7 @@ def resolve(name: str, config: StageConfig, data: dict[str, dict[str, str]], roo
         wanted = {'tokenizer': parents['init_from'].manifest.tokenizer} if key == 'reward_from' else (
             {'model': config.model.stored()} if config.stage == 'pretrain' else {})
         parents[key] = find_parent(config.stage, key, reference, done, **wanted)
-    for model in [parent.model_config for parent in parents.values()] or [config.model]:
-        if config.seq_len > model.max_positions:
-            raise UserError(f'{name}: seq_len={config.seq_len} is more than model.max_positions='
-                            f'{model.max_positions}; use shorter rows')
+    check_length(name, config, parents)
     if parents and config.stage == 'pretrain' and config.tokenizer.path:
         raise UserError(f'{name}: tokenizer.path={config.tokenizer.path} and init_from={config.init_from} exclude each '
                         f'other, because the parent has a tokenizer; leave tokenizer.path empty')
@@ -101,6 +101,14 @@ def identify(name: str, config: StageConfig, data: dict[str, dict[str, str]], ro
                 'parents': {key: {'identity': parent.manifest.identity, 'step': parent.step}
                             for key, parent in parents.items()}}
     return identity, root / f'{name}-{digest(identity)[:8]}'
+
+
+def check_length(name: str, config: StageConfig, parents: dict[str, Parent]) -> None:
+    """Refuses rows that are longer than a model can read."""
+    for model in [parent.model_config for parent in parents.values()] or [config.model]:
+        if config.seq_len > model.max_positions:
+            raise UserError(f'{name}: seq_len={config.seq_len} is more than model.max_positions='
+                            f'{model.max_positions}; use shorter rows')
 
 
 def find_parent(stage: str, key: str, reference: str, done: dict[str, tuple[epath.Path, Result]],

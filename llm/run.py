@@ -115,6 +115,11 @@ class Run:
         """The parent's; a first stage's own."""
         return self.parents['init_from'].model_config if self.parents else self.config.model
 
+    @property
+    def special_ids(self) -> dict[str, int]:
+        """Name -> token, as the parent's manifest has them: known before the folder and its tokenizer are there."""
+        return self.parents['init_from'].manifest.tokenizer['special_ids']
+
     def load(self, key: str, model: Transformer, *, trunk_only: bool = False) -> Any:
         """The parameters of the parent behind a config key, on this run's mesh; maybe without the head."""
         shapes = train_state.abstract_params(initializer(model), self.mesh, self.rules)

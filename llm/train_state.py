@@ -43,22 +43,31 @@ def create(init: Callable[[jax.Array], Any], tx: optax.GradientTransformation, s
         head, say); copied, never aliased, because the step donates the state. None: all are new.
       ema: whether to keep an average of the parameters; it begins as a copy of them.
     """
-    init_key, key = jax.random.split(jax.random.key(seed))
-    expected = abstract_params(init, mesh, rules)
-    param_shardings = shardings(expected)
     given = _by_path(params)
-    _check_given(given, expected)
+    _check_given(given, abstract_params(init, mesh, rules))
+    keys = jax.random.split(jax.random.key(seed))
+    build, _, placed = _builder(init, tx, keys, mesh, rules, given, ema)
+    return jax.jit(build, out_shardings=placed)(*keys, given)
 
+
+def abstract_state(init: Callable[[jax.Array], Any], tx: optax.GradientTransformation, mesh: Mesh, rules: AxisRules, *,
+                   ema: bool = False) -> TrainState:
+    """Shape, dtype and sharding of all that `create` would make, on a mesh that need not be there."""
+    _, shapes, placed = _builder(init, tx, jax.random.split(jax.random.key(0)), mesh, rules, {}, ema)
+    return jax.tree.map(_describe, shapes, placed)
+
+
+def _builder(init, tx, keys, mesh, rules, given, ema):
+    """build(init_key, key, given) -> TrainState, its shapes and its shardings."""
     def build(init_key, key, given):
         fresh = nn.meta.unbox(init(init_key))
         params = jax.tree_util.tree_map_with_path(lambda path, leaf: given.get(keystr(path), leaf), fresh)
         # Every output of a jit with out_shardings is a buffer of its own: so ema and parent are copied.
         return TrainState(params, tx.init(params), jnp.zeros((), jnp.int32), key, params if ema else None)
 
-    shapes = jax.eval_shape(build, init_key, key, given)
-    placed = TrainState(param_shardings, _like_params(tx, shapes.opt_state, param_shardings, mesh),
-                        replicated(mesh), replicated(mesh), param_shardings if ema else None)
-    return jax.jit(build, out_shardings=placed)(init_key, key, given)
+    shapes, placed = jax.eval_shape(build, *keys, given), shardings(abstract_params(init, mesh, rules))
+    return build, shapes, TrainState(placed, _like_params(tx, shapes.opt_state, placed, mesh), replicated(mesh),
+                                     replicated(mesh), placed if ema else None)
 
 
 def abstract_params(init: Callable[[jax.Array], Any], mesh: Mesh, rules: AxisRules) -> Any:

@@ -38,7 +38,8 @@ FLOORS = {
     'llm/fingerprint.py': {'jax', 'numpy', *DOOR},
     'llm/guard.py': {'etils', 'jax', *DOOR},
     'llm/manifest.py': {'etils', *DOOR},
-    'llm/metrics.py': {'rich', 'tensorboard'},
+    'llm/chips.py': set(),
+    'llm/metrics.py': {'rich', 'tensorboard', 'llm.chips'},
     'llm/ngrams.py': {'numpy'},
     'llm/owner.py': {'psutil', *DOOR},
     'llm/phases.py': {'jax'},
@@ -51,11 +52,15 @@ FLOORS = {
     'llm/interop/stream.py': {'jax', 'numpy', 'llm.interop'},
     'llm/interop/targets.py': {'flax', 'jax', 'numpy', *DOOR, 'llm.fingerprint', 'llm.model', 'llm.sharding',
                                'llm.train_state'},
+    'llm/plan/hlo.py': {'llm.plan.hlo_text'},
+    'llm/plan/hlo_text.py': set(),
+    'llm/plan/pods.py': {'jax', 'llm.chips', *DOOR},
     'llm/yardsticks.py': {'numpy', 'scipy', 'sklearn', 'vaderSentiment'},
     # What puts the parts above together.
     **dict.fromkeys(('llm/evaluate.py', 'llm/figures.py', 'llm/interop/export_hf.py',
                      'llm/interop/import_hf.py', 'llm/journal.py', 'llm/judges.py', 'llm/main.py',
-                     'llm/pairs.py', 'llm/pipeline.py', 'llm/resolve.py', 'llm/run.py', 'llm/stages'), EVERYTHING),
+                     'llm/pairs.py', 'llm/pipeline.py', 'llm/plan', 'llm/programs.py', 'llm/resolve.py', 'llm/run.py',
+                     'llm/stages'), EVERYTHING),
 }
 # Import -> the only files that may have it, on whatever floor they are.
 KEEPERS = {

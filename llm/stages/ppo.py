@@ -2,7 +2,7 @@
 
 In: prompts; the SFT model (policy at the start, and frozen reference); the scorer (frozen, and value at the start).
 Out: checkpoints with parameters {'policy', 'value'}; the best of the steps near SFT; answers to held-out prompts.
-Left out: the maths (`objectives.ppo`), sampling (`rollout`), what answers are worth (`envs.preference`, `judges`).
+Left out: the maths (`objectives.ppo`), sampling and scoring (`ppo_models`), what chooses a step (`judges`).
 
 A step here is an iteration: rollout, score, then epochs of minibatches. Nothing is saved within one, so that
 trajectories need no saving. Models are read at the sampling temperature, but for the chats of PPO-ptx, at 1.
@@ -11,7 +11,7 @@ trajectories need no saving. Models are read at the sampling temperature, but fo
 from collections.abc import Callable, Iterator
 import dataclasses
 import functools
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,51 +22,26 @@ from llm import judges
 from llm.config import PPOConfig
 from llm.data.order import Mixture
 from llm.data.prepare import prepare_chats, prepare_prompts
-from llm.envs.preference import Env, make_env, whole_rows
 from llm.figures import test_splits
 from llm.journal import averaged, Journal
 from llm.loop import every, fit
-from llm.model.transformer import Transformer
+from llm.model.transformer import train_flops_per_token
 from llm.objectives import ppo
-from llm.objectives.log_probs import TokenLogProbs, token_log_probs
 from llm.objectives.loss import Loss, join, weighted
 from llm.optim import by_top_key, make_optimizer
-from llm.rollout.generate import make_generate
+from llm.programs import make_step, Program, Programs, shape_rows, state_of, text_rows
+from llm.rollout.generate import Generation
 from llm.rollout.trajectories import Trajectories
 from llm.run import Result, Run, initializer
+from llm.sharding import replicated
 from llm.stages import pretrain, sft
-from llm.train_state import TrainState, shardings
-from llm.train_step import make_train_step
+from llm.stages.ppo_models import (
+    environment, initial, load_frozen, make_rollout, Models, models_of, parent_weights, read_log_probs, read_values,
+    Rollout, rollout_policy)
+from llm.train_state import abstract_params, TrainState
 
 _SAMPLING = 2**32 - 1  # a stream of keys apart from those of training steps
 _CHATS = 'ptx_'  # before the names of fields of chats, where they stand beside those of prompts or trajectories
-
-
-class Models(NamedTuple):
-    """The shapes of model; the reference has the policy's, the value its parent's with a scalar head."""
-
-    policy: Transformer
-    scorer: Transformer
-    value: Transformer
-
-
-def models_of(run: Run) -> Models:
-    policy, scorer = run.model_config, run.parents['reward_from'].model_config
-    value = scorer if run.config.value_from == 'reward' else policy
-    return Models(Transformer(policy, run.config.exec),
-                  *(Transformer(shape, run.config.exec, head='scalar') for shape in (scorer, value)))
-
-
-def initial(run: Run) -> Callable[[jax.Array], dict[str, Any]]:
-    """key -> parameters of the shape that this stage trains."""
-    models = models_of(run)
-    return lambda key: {'policy': initializer(models.policy)(key), 'value': initializer(models.value)(key)}
-
-
-def load_frozen(run: Run) -> dict[str, Any]:
-    """Parameters that never change: the reference and the scorer."""
-    models = models_of(run)
-    return {'reference': run.load('init_from', models.policy), 'scorer': run.load('reward_from', models.scorer)}
 
 
 def run(run: Run) -> Result:
@@ -76,10 +51,8 @@ def run(run: Run) -> Result:
         prompts, config.data, config.seed, config.rollout_batch).rows)
     objective, tx = functools.partial(clipped_loss, run, models), optimizer(config)
     frozen, rollout = load_frozen(run), make_rollout(run, models, env)
-    value = frozen['scorer'] if config.value_from == 'reward' else run.load('init_from', models.value, trunk_only=True)
-    state = run.train_state(initial(run), tx, {'policy': frozen['reference'], 'value': value})
-    train_step = make_train_step(objective, tx, shardings=shardings(state),
-                                 micro_batches=config.exec.micro_batches, ema_decay=config.optim.ema_decay)
+    state = run.train_state(initial(run), tx, parent_weights(run, frozen))
+    train_step = make_step(run, objective, tx, state)
     bench, to_measure = judges.Bench(run, rollout, frozen), measured(run) if config.figures.rows else None
     held_out = evaluator(run, bench)
 
@@ -122,22 +95,26 @@ def optimizer(config: PPOConfig) -> optax.GradientTransformation:
                        'value': make_optimizer(value)})
 
 
-def make_iteration(run: Run, rollout: Callable, frozen: Any, train_step: Callable, host: dict[str, Any]) -> Callable:
+def make_iteration(run: Run, rollout: Rollout, frozen: Any, train_step: Callable, host: dict[str, Any]) -> Callable:
     """Returns iteration(state, prompts) -> (state, metrics); `host['kl_coef']` is read and set by it."""
     config = run.config
-    advantages = jax.jit(functools.partial(make_batch, config))
-    take = jax.jit(lambda batch, rows: jax.tree.map(lambda x: x[rows], batch), out_shardings=run.rows_sharding)
+    advantages, take = jax.jit(functools.partial(make_batch, config)), make_take(run)
 
     def iteration(state: TrainState, prompts: dict[str, jax.Array]) -> tuple[TrainState, dict[str, Any]]:
         key = jax.random.fold_in(jax.random.fold_in(state.key, _SAMPLING), state.step)
         chats = {name: prompts.pop(name) for name in list(prompts) if name.startswith(_CHATS)}
         with run.phases.during('rollout'):
-            trajectories, seen = jax.block_until_ready(rollout(state.params, frozen, prompts, key, state.step))
-        batch = advantages(trajectories, host['kl_coef']) | chats
-        updates = []
-        for rows_B in minibatches(config, int(state.step)):
-            state, metrics = train_step(state, None, take(batch, rows_B))
-            updates.append(metrics)
+            made = jax.block_until_ready(rollout.sample(state.params['policy'], prompts, key))
+        with run.phases.during('score'):
+            scored = rollout.score(state.params['value'], frozen, made, prompts['index_B'], state.step)
+            trajectories, seen = jax.block_until_ready(scored)
+        with run.phases.during('update'):
+            batch = advantages(trajectories, host['kl_coef']) | chats
+            updates = []
+            for rows_B in minibatches(config, int(state.step)):
+                state, metrics = train_step(state, None, take(batch, rows_B))
+                updates.append(metrics)
+            jax.block_until_ready(updates)
         with np.errstate(invalid='ignore'):  # the journal sees what is not finite
             metrics = {name: float(np.mean([update[name] for update in updates])) for name in metrics}
         metrics |= {name: float(mean) for name, mean in seen.items()} | {'kl_coef': host['kl_coef']}
@@ -145,6 +122,54 @@ def make_iteration(run: Run, rollout: Callable, frozen: Any, train_step: Callabl
                                           horizon=config.kl_horizon, batch=config.rollout_batch)
         return state, metrics
     return iteration
+
+
+def make_take(run: Run) -> Callable:
+    """Compiles (batch, rows_B) -> those rows."""
+    return jax.jit(lambda batch, rows_B: jax.tree.map(lambda x: x[rows_B], batch), out_shardings=run.rows_sharding)
+
+
+def programs(run: Run) -> Programs:
+    """What an iteration compiles, but for cutting minibatches: a policy laid out anew, rollout, score, update."""
+    config, models, tx = run.config, models_of(run), optimizer(run.config)
+    state = state_of(run, initial(run), tx)
+    scorer = abstract_params(initializer(models.scorer), run.mesh, run.rules)
+    frozen = {'reference': state.params['policy'], 'scorer': scorer}
+    rollout = make_rollout(run, models, environment(run, models, None))
+    count, length = config.rollout_batch, (config.seq_len,)
+    prompts = shape_rows(run, count, tokens_BT=((config.max_prompt_tokens,), jnp.int32), length_B=((), jnp.int32),
+                         index_B=((), jnp.int32))
+    made = Generation(**shape_rows(run, count, tokens_BT=(length, jnp.int32), mask_BT=(length, jnp.float32),
+                                   logp_BT=(length, jnp.float32), length_B=((), jnp.int32)))
+    trajectories = jax.tree.map(functools.partial(_like_rows, run), jax.eval_shape(
+        rollout.score, state.params['value'], frozen, made, prompts['index_B'], state.step)[0])
+    whole = jax.eval_shape(functools.partial(make_batch, config), trajectories, state.step)
+    if config.ptx_coef:
+        whole |= {_CHATS + name: field for name, field in text_rows(run, count).items()}
+    batch = {name: _like_rows(run, field, config.batch_size) for name, field in whole.items()}
+    policy, value = (train_flops_per_token(model.config, config.seq_len) for model in (models.policy, models.value))
+    reader = train_flops_per_token(models.scorer.config, config.seq_len)
+    tokens, trained = count * config.seq_len, config.batch_size * config.seq_len
+    key = jax.ShapeDtypeStruct((), state.key.dtype, sharding=replicated(run.mesh))
+    resident = {**state.params, 'optimizer': state.opt_state, 'reference': frozen['reference'], 'reward': scorer}
+    found = {
+        'rollout': Program(rollout.generate, (rollout_policy(run, models), prompts, key),
+                           () if config.rollout_rules else ('policy',), tokens, policy / 3 * tokens,
+                           most_trips=config.max_new_tokens - 1),
+        'score': Program(rollout.score, (state.params['value'], frozen, made, prompts['index_B'], state.step),
+                         ('value', 'reference', 'reward'), tokens, (policy + reader + value) / 3 * tokens),
+        'update': Program(make_step(run, functools.partial(clipped_loss, run, models), tx, state),
+                          (state, None, batch), ('policy', 'value', 'optimizer'), trained, (policy + value) * trained,
+                          calls=config.epochs * count // config.batch_size)}
+    if config.rollout_rules:
+        found = {'reshard': Program(rollout.reshard, (state.params['policy'],), ('policy',), 0, 0.0), **found}
+    return Programs(resident, found, tokens)
+
+
+def _like_rows(run: Run, field: jax.ShapeDtypeStruct, count: int | None = None) -> jax.ShapeDtypeStruct:
+    """The same field of so many rows (None: as many), laid out as batches are."""
+    shape = (field.shape[0] if count is None else count, *field.shape[1:])
+    return jax.ShapeDtypeStruct(shape, field.dtype, sharding=run.rows_sharding)
 
 
 def with_chats(run: Run, prompts: Callable) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
@@ -162,43 +187,6 @@ def minibatches(config: PPOConfig, updates: int) -> Iterator[np.ndarray]:
     for epoch in range(config.epochs):
         generator = np.random.Generator(np.random.Philox(key=[config.seed, updates * config.epochs + epoch]))
         yield from generator.permutation(config.rollout_batch).reshape(-1, config.batch_size)
-
-
-def environment(run: Run, models: Models, prompts: Callable[[np.ndarray], dict[str, np.ndarray]]) -> Env:
-    """Prompts, judged by the scorer in deviations of its scores of the SFT policy's own answers."""
-    return make_env(prompts, models.scorer, **run.parents['reward_from'].manifest.reward,
-                    missing_eos_penalty=run.config.missing_eos_penalty, eos_id=run.tokenizer.special_ids['eos'])
-
-
-def make_rollout(run: Run, models: Models, env: Env) -> Callable:
-    """Returns rollout(params, frozen, prompts, key, version=0) -> (Trajectories, seen), compiled as one program.
-
-    The policy answers, the environment judges, the reference and the value read what was said. `seen` are means.
-    A prompt of length 0 fills up a held-out batch, and what comes of it means nothing.
-    """
-    config, special = run.config, run.tokenizer.special_ids
-    generate = make_generate(models.policy, max_new_tokens=config.max_new_tokens, temperature=config.temperature,
-                             eos_id=special['eos'], pad_id=special['pad'])
-
-    def rollout(params, frozen, prompts, key, version=0):
-        made = generate(params['policy'], prompts['tokens_BT'], jnp.maximum(prompts['length_B'], 1),
-                        prompts['index_B'], key)
-        judged = env.step(frozen['scorer'], made.tokens_BT, made.length_B)
-        reference = read_log_probs(run, models, frozen['reference'], made.tokens_BT)
-        value_BT = read_values(run, models, params['value'], made.tokens_BT)
-        mask_BT = made.mask_BT
-        last_BT = jnp.cumsum(mask_BT[:, ::-1], axis=1)[:, ::-1] * mask_BT == 1
-        trajectories = Trajectories(
-            tokens_BT=made.tokens_BT, mask_BT=mask_BT, logp_old_BT=made.logp_BT,
-            logp_ref_BT=reference.logp_BT * mask_BT, value_BT=value_BT * mask_BT,
-            reward_BT=jnp.where(last_BT, judged.reward_B[:, None], 0.0),
-            turn_BT=jnp.zeros_like(made.tokens_BT), group_B=prompts['index_B'],
-            weights_version_B=jnp.full_like(prompts['index_B'], version))
-        kl_B = jnp.sum(trajectories.logp_old_BT - trajectories.logp_ref_BT, axis=1)
-        seen = {'reward': judged.reward_B, 'score': judged.score_B, 'kl': kl_B, 'length': jnp.sum(mask_BT, axis=1),
-                'ended': judged.ended_B.astype(jnp.float32)}
-        return trajectories, jax.tree.map(jnp.mean, seen)
-    return jax.jit(rollout)
 
 
 def make_batch(config: PPOConfig, trajectories: Trajectories, kl_coef: jax.Array) -> dict[str, jax.Array]:
@@ -228,23 +216,6 @@ def clipped_loss(run: Run, models: Models, params: Any, frozen: None, batch: dic
         chats_loss = pretrain.language_loss(models.policy, params['policy'], None, chats, None, z_loss=0.0)
         losses.append(ppo.supervised(chats_loss, coef=config.ptx_coef))
     return join(*losses)
-
-
-def read_log_probs(run: Run, models: Models, params: Any, tokens_BT: jax.Array) -> TokenLogProbs:
-    """Of each token t given those before it, at the sampling temperature; meaningless at t = 0."""
-    variables = {'params': params}
-    x_BTD = models.policy.apply(variables, tokens_BT, *whole_rows(tokens_BT), method='hidden')
-    return token_log_probs(_before(x_BTD), models.policy.apply(variables, method='unembedding'), tokens_BT,
-                           temperature=run.config.temperature, **models.policy.log_probs_options())
-
-
-def read_values(run: Run, models: Models, params: Any, tokens_BT: jax.Array) -> jax.Array:
-    """value_BT: what the value model expects before token t, in deviations of the scorer; meaningless at t = 0."""
-    value_BT = models.value.apply({'params': params}, tokens_BT, *whole_rows(tokens_BT))
-    if run.config.value_from == 'reward':  # it speaks in the scorer's units; a new head has none to be rid of
-        normalizer = run.parents['reward_from'].manifest.reward
-        value_BT = (value_BT - normalizer['mean']) / normalizer['deviation']
-    return _before(value_BT)
 
 
 def held_out_prompts(run: Run, split: str = 'validation') -> dict[str, Any]:
@@ -294,8 +265,3 @@ def figures(run: Run, params: Any, bench: judges.Bench | None = None, of: tuple 
     said = functools.partial(judges.answers, bench, corpora=prompts, most=run.config.figures.rows)
     tries = [said(bench.sft(params), attempt=n) for n in range(run.config.best_of)]
     return {'split': split, **judges.comparison(bench, tries, said(params), rated)}
-
-
-def _before(x):
-    """What stands at t moves to t + 1, the token that it predicts."""
-    return jnp.roll(x, 1, axis=1)

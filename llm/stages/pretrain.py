@@ -25,21 +25,18 @@ from llm.objectives.log_probs import token_log_probs
 from llm.objectives.loss import Loss
 from llm.objectives.next_token import next_token
 from llm.optim import make_optimizer, schedule
+from llm.programs import make_step, one_update, Programs, state_of, text_rows
 from llm.run import Result, Run, initializer
-from llm.train_state import shardings
-from llm.train_step import make_train_step
+from llm.train_step import Objective
 
 
 def run(run: Run) -> Result:
     config = run.config
     rows = run.corpora(prepare_text, 'train', seq_len=config.seq_len)
     stream = Mixture.from_config(rows, config.data, config.seed, config.batch_size)
-    model = Transformer(run.model_config, config.exec, dropout=config.dropout)
-    objective = functools.partial(language_loss, model, z_loss=config.z_loss)
-    tx = make_optimizer(config.optim)
-    state = run.train_state(initial(run), tx, run.load('init_from', model) if run.parents else None)
-    train_step = make_train_step(objective, tx, shardings=shardings(state), schedule=schedule(config.optim),
-                                 micro_batches=config.exec.micro_batches, ema_decay=config.optim.ema_decay)
+    objective, tx = make_objective(run), make_optimizer(config.optim)
+    state = run.train_state(initial(run), tx, parent_weights(run))
+    train_step = make_step(run, objective, tx, state, schedule(config.optim))
     held_out = evaluator(run)
     to_measure = test_documents(run) if config.figures.rows else None
 
@@ -70,6 +67,26 @@ def run(run: Run) -> Result:
 def initial(run: Run) -> Callable[[jax.Array], Any]:
     """key -> parameters of the shape that this stage trains."""
     return initializer(Transformer(run.model_config, run.config.exec))
+
+
+def parent_weights(run: Run) -> Any:
+    """What training begins with: an earlier run's, or None. Not kept by name: the state has a copy of its own."""
+    return run.load('init_from', Transformer(run.model_config, run.config.exec)) if run.parents else None
+
+
+def make_objective(run: Run) -> Objective:
+    """(params, frozen, batch, key) -> Loss of a batch of rows."""
+    model = Transformer(run.model_config, run.config.exec, dropout=run.config.dropout)
+    return functools.partial(language_loss, model, z_loss=run.config.z_loss)
+
+
+def programs(run: Run, objective: Objective | None = None) -> Programs:
+    """What a step compiles: one update."""
+    config, tx = run.config, make_optimizer(run.config.optim)
+    state = state_of(run, initial(run), tx)
+    step = make_step(run, objective or make_objective(run), tx, state, schedule(config.optim))
+    return one_update(state, step, text_rows(run, config.batch_size), tokens=config.batch_size * config.seq_len,
+                      flops_per_token=train_flops_per_token(run.model_config, config.seq_len))
 
 
 def language_loss(model: Transformer, params: Any, frozen: None, batch: dict[str, jax.Array],

@@ -28,11 +28,11 @@ from llm.model.transformer import train_flops_per_token, Transformer
 from llm.objectives.loss import Loss
 from llm.objectives.preference import k_wise, pair_accuracy
 from llm.optim import make_optimizer, schedule
+from llm.programs import make_step, one_update, Programs, shape_rows, state_of
 from llm.rollout.generate import Generation, make_generate
 from llm.run import Result, Run, initializer
 from llm.sharding import check_batch, global_batch
-from llm.train_state import shardings
-from llm.train_step import make_train_step
+from llm.train_step import Objective
 
 GAPS = (0.5, 1.0, 2.0)  # of mean human ratings; pairs further apart are easier
 
@@ -41,12 +41,9 @@ def run(run: Run) -> Result:
     config = run.config
     rows = run.corpora(prepare_ranked, 'train', seq_len=config.seq_len, answers=config.ranked_answers)
     stream = Mixture.from_config(rows, config.data, config.seed, config.batch_size)
-    model = Transformer(run.model_config, config.exec, head='scalar', dropout=config.dropout)
-    objective = functools.partial(ranking_loss, model)
-    tx = make_optimizer(config.optim)
-    state = run.train_state(initial(run), tx, run.load('init_from', model, trunk_only=True))
-    train_step = make_train_step(objective, tx, shardings=shardings(state), schedule=schedule(config.optim),
-                                 micro_batches=config.exec.micro_batches, ema_decay=config.optim.ema_decay)
+    objective, tx = make_objective(run), make_optimizer(config.optim)
+    state = run.train_state(initial(run), tx, parent_weights(run))
+    train_step = make_step(run, objective, tx, state, schedule(config.optim))
     held_out = evaluator(run)
     answers = sft_answers(run)
     to_measure = pairs.measured(run) if config.figures.rows else None
@@ -79,6 +76,28 @@ def run(run: Run) -> Result:
 def initial(run: Run) -> Callable[[jax.Array], Any]:
     """key -> parameters of the shape that this stage trains."""
     return initializer(Transformer(run.model_config, run.config.exec, head='scalar'))
+
+
+def parent_weights(run: Run) -> Any:
+    """The SFT model's trunk. Not kept by name: the state has a copy of its own."""
+    return run.load('init_from', Transformer(run.model_config, run.config.exec, head='scalar'), trunk_only=True)
+
+
+def make_objective(run: Run) -> Objective:
+    """(params, frozen, batch, key) -> Loss of a batch of groups."""
+    model = Transformer(run.model_config, run.config.exec, head='scalar', dropout=run.config.dropout)
+    return functools.partial(ranking_loss, model)
+
+
+def programs(run: Run) -> Programs:
+    """What a step compiles: one update."""
+    config, tx = run.config, make_optimizer(run.config.optim)
+    state, answers = state_of(run, initial(run), tx), (config.ranked_answers,)
+    batch = shape_rows(run, config.batch_size, tokens_BRT=((*answers, config.seq_len), jnp.int32),
+                 length_BR=(answers, jnp.int32), score_BR=(answers, jnp.float32), valid_BR=(answers, jnp.bool_))
+    return one_update(state, make_step(run, make_objective(run), tx, state, schedule(config.optim)), batch,
+                      tokens=config.batch_size * config.ranked_answers * config.seq_len,
+                      flops_per_token=train_flops_per_token(run.model_config, config.seq_len))
 
 
 def ranking_loss(model: Transformer, params: Any, frozen: None, batch: dict[str, jax.Array],

@@ -23,10 +23,10 @@ from llm.model.transformer import train_flops_per_token, Transformer
 from llm.objectives.loss import Loss
 from llm.objectives.next_token import per_chat
 from llm.optim import make_optimizer, schedule
+from llm.programs import make_step, Programs
 from llm.run import Result, Run
 from llm.stages import pretrain
-from llm.train_state import shardings
-from llm.train_step import make_train_step
+from llm.train_step import Objective
 from llm.yardsticks import logistic
 
 _MOST_LABELS = 32  # of a source of choices
@@ -34,6 +34,7 @@ _MOST_LABELS = 32  # of a source of choices
 Chat = list[dict[str, str]]
 
 initial = pretrain.initial
+parent_weights = pretrain.parent_weights
 evaluator = functools.partial(pretrain.evaluator, prepare=prepare_chats)
 
 
@@ -41,12 +42,9 @@ def run(run: Run) -> Result:
     config = run.config
     rows = run.corpora(prepare_chats, 'train', seq_len=config.seq_len)
     stream = Mixture.from_config(rows, config.data, config.seed, config.batch_size)
-    model = Transformer(run.model_config, config.exec, dropout=config.dropout)
-    objective = functools.partial(answer_loss, model, config.weigh)
-    tx = make_optimizer(config.optim)
-    state = run.train_state(initial(run), tx, run.load('init_from', model))
-    train_step = make_train_step(objective, tx, shardings=shardings(state), schedule=schedule(config.optim),
-                                 micro_batches=config.exec.micro_batches, ema_decay=config.optim.ema_decay)
+    objective, tx = make_objective(run), make_optimizer(config.optim)
+    state = run.train_state(initial(run), tx, parent_weights(run))
+    train_step = make_step(run, objective, tx, state, schedule(config.optim))
     held_out = evaluator(run)
     to_measure = measured(run) if config.figures.rows else None
 
@@ -76,6 +74,17 @@ def run(run: Run) -> Result:
         journal.samples(functools.partial(samples, run, chosen))
         journal.figures(functools.partial(figures, run, chosen, to_measure))
         return journal.result()
+
+
+def make_objective(run: Run) -> Objective:
+    """(params, frozen, batch, key) -> Loss of a batch of packed chats."""
+    model = Transformer(run.model_config, run.config.exec, dropout=run.config.dropout)
+    return functools.partial(answer_loss, model, run.config.weigh)
+
+
+def programs(run: Run) -> Programs:
+    """What a step compiles: one update."""
+    return pretrain.programs(run, make_objective(run))
 
 
 def answer_loss(model: Transformer, weigh: str, params: Any, frozen: None, batch: dict[str, jax.Array],

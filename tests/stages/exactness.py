@@ -55,22 +55,22 @@ def difference(one: list[dict[str, Any]], other: list[dict[str, Any]], key: str)
 
 def recorded(tape: list[Any]):
     """While this context lasts, PPO's rollouts are kept on the tape."""
-    return _rollouts(lambda rollout, run: lambda *args: _kept(rollout(*args), tape))
+    return _rollouts(lambda rollout, run: rollout._replace(score=lambda *args: _kept(rollout.score(*args), tape)))
 
 
 def replayed(tape: list[Any]):
     """While this context lasts, PPO's rollouts are those on the tape, whatever the policy has become."""
     again = iter(tape)
 
-    def replay(rollout: Callable, run: Any) -> Callable:
-        def played(*args):
+    def replay(rollout: ppo.Rollout, run: Any) -> ppo.Rollout:
+        def score(*args):
             trajectories, seen = next(again)
             return jax.device_put(trajectories, run.rows_sharding), seen
-        return played
+        return rollout._replace(generate=lambda *args: None, score=score)
     return _rollouts(replay)
 
 
-def _rollouts(change: Callable[[Callable, Any], Callable]):
+def _rollouts(change: Callable[[ppo.Rollout, Any], ppo.Rollout]):
     make_rollout = ppo.make_rollout
     return mock.patch.object(ppo, 'make_rollout', lambda run, *of: change(make_rollout(run, *of), run))
 

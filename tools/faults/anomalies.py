@@ -112,15 +112,18 @@ def injected(fault: Fault) -> Iterator[None]:
             name: term._replace(sum=term.sum * by) for name, term in loss.terms.items()})
 
     def wrong_rollout(*of):
-        rollout = make_rollout(*of)
+        rollout, by = make_rollout(*of), [1.0]
 
-        def wrong(params, frozen, prompts, *more):
-            trajectories, seen = rollout(params, frozen, prompts, *more)
-            by = prompts.get('fault_B', np.ones(1, np.float32))[0]  # held-out prompts are as they were
+        def generate(policy, prompts, key):
+            by[0] = prompts.get('fault_B', np.ones(1, np.float32))[0]  # held-out prompts are as they were
+            return rollout.generate(policy, prompts, key)
+
+        def score(*read):
+            trajectories, seen = rollout.score(*read)
             field = {'reward': 'reward_BT', 'kl': 'logp_ref_BT'}[fault.place]
-            return (trajectories._replace(**{field: getattr(trajectories, field) * by}),
-                    seen | {fault.place: seen[fault.place] * by})
-        return wrong
+            return (trajectories._replace(**{field: getattr(trajectories, field) * by[0]}),
+                    seen | {fault.place: seen[fault.place] * by[0]})
+        return rollout._replace(generate=generate, score=score)
 
     with contextlib.ExitStack() as stack:
         stack.enter_context(mock.patch.object(run_lib, 'batches', batches))

@@ -1,0 +1,30 @@
+#!/usr/bin/env bash
+# What pods need and allow, compiled ahead of time: bash experiments/plan_pods/run.sh FOLDER [NAME ...]
+# FOLDER gets a JSON file a row, and table.md. NAMEs are rows to make (all, without); those that are there stay.
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+folder=$1; shift
+mkdir -p "$folder"
+wanted=" $* "
+
+row() {  # name, then what tools.plan is given
+  local name=$1; shift
+  if [[ "$wanted" != "  " && "$wanted" != *" $name "* ]] || [[ -e "$folder/$name.json" ]]; then return; fi
+  echo "== $name"
+  "${PYTHON:-python}" -m tools.plan --json="$folder/$name.json" "$@" > "$folder/$name.txt" || [[ $? == 1 ]]
+}
+
+pretrain=--config=configs/pretrain.py
+row pretrain_8b_v5p-128 $pretrain:8b --pod=v5p-128
+row pretrain_8b_v5e-256 $pretrain:8b --pod=v5e-256 --config.batch_size=1024 --config.seq_len=2048
+row ppo_8b_v5p-128 --config=configs/ppo.py:8b --pod=v5p-128
+row ppo_8b_v5e-256 --config=configs/ppo.py:8b --pod=v5e-256 --config.stages.pretrain.seq_len=2048
+row pretrain_70b_v5p-1024 $pretrain:70b --pod=v5p-1024
+row pretrain_70b_2x_v5e-256 $pretrain:70b '--pod=2x v5e-256' --config.exec.mesh.data=2
+# Weak scaling: one row of 4,096 tokens a chip at 70B, four at 8B.
+for chips in 64 128 256 512 1024 2048 4096 8960; do
+  pod=v5p-$((chips * 2))
+  row weak_8b_$chips $pretrain:8b --pod=$pod --config.batch_size=$((chips * 4))
+  row weak_70b_$chips $pretrain:70b --pod=$pod --config.batch_size=$chips
+done
+"${PYTHON:-python}" -m experiments.plan_pods.table "$folder" | tee "$folder/table.md"

@@ -1,0 +1,166 @@
+"""A plan from a config alone: every program of every stage, what it needs and does, and what to change."""
+
+import dataclasses
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from configs import pretrain, sizes
+from llm.chips import CHIPS
+from llm.data.order import Mixture
+from llm.data.prepare import prepare_prompts, prepare_ranked, prepare_text
+from llm.model.transformer import train_flops_per_token
+from llm.pipeline import open_step, STAGES
+from llm.plan import table
+from llm.plan.compile import bytes_a_device, plan_stage
+from llm.plan.paper import paper_runs
+from llm.plan.pods import pod
+from llm.plan.suggest import changes, suggestion
+from tests import tiny
+from tests.stages import exactness
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+def paper(config, name: str = 'v5e-8') -> dict:
+    return paper_runs(config, pod(name).devices())
+
+
+def small(**keys):
+    """A pretraining of the tiny model, all devices on fsdp."""
+    config = pretrain.get_config('tiny')
+    config.optim.name = 'adamw'
+    config.exec.mesh.update(data=1, fsdp=-1)
+    config.exec.scan_unroll = 1
+    config.update_from_flattened_dict(keys)
+    return config
+
+
+@pytest.mark.parametrize('name', ['v4-8', 'v5e-8', 'v5p-8', 'v6e-8', 'tpu7x-8'])
+def test_a_tiny_model_compiles_for_each_kind_of_chip(name):
+    """Without recomputation and with one chunk of logits, the arithmetic is that of the convention, to the last one."""
+    config = small(**{'exec.compute_dtype': 'bfloat16'})
+    run, = paper(config, name).values()
+    plan = plan_stage(run, pod(name))
+    step = plan.programs['step']
+    expected = train_flops_per_token(run.model_config, 128) * 8 * 128
+    assert plan.devices * step.work.flops == expected == step.model_flops
+    assert plan.fits and 0 < step.need_gib < 1 and plan.mfu_bound <= 1
+    assert step.work.seconds <= step.work.seconds_without_overlap
+    assert plan.hours * 3600 == pytest.approx(20 * plan.seconds)
+    assert plan.tokens_per_second == pytest.approx(8 * 128 / plan.seconds)
+
+
+def test_what_stays_in_memory_is_what_a_run_holds(finished_pipeline):
+    """The shapes on paper are those of a real run, on its mesh: state, batches and frozen models."""
+    rows = {'pretrain': (prepare_text, {}), 'reward': (prepare_ranked, {'answers': 3})}
+    for name in exactness.NAMES:
+        folder = exactness.folder_of(name, finished_pipeline)
+        run, _, params = open_step(str(folder), say=lambda line: None, progress=lambda *work: None)
+        made = STAGES[name].programs(run)
+        first = made.programs['step' if name != 'ppo' else 'update'].args[0]
+        assert described(first.params) == described(params)
+        if name in rows:
+            prepare, how = rows[name]
+            found = run.corpora(prepare, 'train', seq_len=run.config.seq_len, **how)
+            stream = Mixture.from_config(found, run.config.data, 0, run.config.batch_size)
+            batch = next(run.batches(stream.rows, 0, run.config.batch_size))
+            assert described(made.programs['step'].args[2]) == described(batch)
+        if name == 'ppo':
+            found = run.corpora(prepare_prompts, 'train', seq_len=run.config.max_prompt_tokens)
+            stream = Mixture.from_config(found, run.config.data, 0, run.config.rollout_batch)
+            batch = next(run.batches(stream.rows, 0, run.config.rollout_batch))
+            prompts = described(made.programs['rollout'].args[1])
+            assert {key: prompts[key] for key in described(batch)} == described(batch)
+
+
+def described(tree) -> dict:
+    return {jax.tree_util.keystr(path): (leaf.shape, leaf.dtype, leaf.sharding)
+            for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def test_bytes_of_a_device_are_those_of_its_part():
+    run, = paper(small()).values()
+    state = STAGES['pretrain'].programs(run).programs['step'].args[0]
+    whole = sum(np.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(state.params))
+    assert whole / 8 <= bytes_a_device(state.params) < whole / 7  # norms are on every device
+
+
+def test_what_does_not_fit_is_said_in_one_line_with_the_cheapest_change_that_helps(monkeypatch):
+    """On a chip with a tenth less than the step needs; half of the rows at a time need less than that."""
+    run, = paper(small(batch_size=64)).values()
+    need = plan_stage(run, pod('v5e-8')).peak_gib
+    monkeypatch.setitem(CHIPS, 'v5e', dataclasses.replace(CHIPS['v5e'], hbm_gib=0.9 * need))
+    plan = plan_stage(run, pod('v5e-8'))
+    assert not plan.fits and plan.peak_gib == need
+    how = suggestion(run, plan, pod('v5e-8'), 'config')
+    line = table.does_not_fit('pretrain', plan, pod('v5e-8'), how)
+    assert line.startswith(
+        f'pretrain does not fit v5e-8: step needs {need:.2f} GiB and a device has {0.9 * need:.2f}; ')
+    assert how.startswith('--config.exec.micro_batches=2 makes it fit: ') and '\n' not in line
+
+
+def test_changes_come_from_the_cheapest_on_and_each_once():
+    run, = paper(small()).values()
+    found = list(changes(run.config, 8))
+    assert {} not in found and len({json.dumps(one) for one in found}) == len(found)
+    assert found.index({'exec.micro_batches': 2}) < found.index({'exec.remat': 'full'}) < found.index({'batch_size': 4})
+    assert not any('exec.remat' in one for one in changes(
+        dataclasses.replace(run.config, exec=dataclasses.replace(run.config.exec, remat='full')), 8)
+        if one.get('exec.remat') in ('none', 'minimal'))
+
+
+def plan_command(*words: str) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, '-m', 'tools.plan', *words], cwd=ROOT, capture_output=True, text=True,
+                          env={key: value for key, value in os.environ.items() if key != 'JAX_PLATFORMS'})
+
+
+def test_the_command_plans_four_stages_and_writes_json(tmp_path):
+    config = tiny.pipeline_config(pathlib.Path('nowhere'))
+    for stage in config.stages.values():
+        stage.exec.mesh = {'data': 1, 'fsdp': 4, 'tensor': 2, 'context': 1}
+    with config.stages.ppo.unlocked():
+        config.stages.ppo.rollout_rules = {'embed': ()}
+    (tmp_path / 'config.json').write_text(config.to_json())
+    (tmp_path / 'config.py').write_text(exactness._CONFIG)
+    done = plan_command(f'--config={tmp_path / "config.py"}', '--pod=v5e-8', f'--json={tmp_path / "plan.json"}')
+    assert done.returncode == 0, done.stderr
+    plan = json.loads((tmp_path / 'plan.json').read_text())
+    assert (plan['pod'], plan['chip']) == ('v5e-8', 'TPU v5 lite')
+    programs = {name: list(stage['programs']) for name, stage in plan['stages'].items()}
+    assert programs == {'pretrain': ['step'], 'sft': ['step'], 'reward': ['step'],
+                        'ppo': ['reshard', 'rollout', 'score', 'update']}
+    ppo = plan['stages']['ppo']
+    assert list(ppo['resident_gib']) == ['policy', 'value', 'optimizer', 'reference', 'reward']
+    assert list(ppo['programs']['rollout']['parts']) == ['prefill', 'decode']
+    assert set(ppo['programs']['reshard']['work']['wire_bytes']) == {'all-gather'}
+    for stage in plan['stages'].values():
+        assert stage['fits'] and stage['peak_gib'] <= stage['limit_gib'] and stage['hours'] > 0
+        # Nothing that stays is forgotten: what a program does not hold stands beside it.
+        assert stage['peak_gib'] >= sum(stage['resident_gib'].values())
+
+
+@pytest.mark.parametrize('words, line', [
+    (['--config=configs/pretrain.py:8b'], '--pod is missing'),
+    (['--config=configs/pretrain.py:8b', '--pod=v5e-7'], '--pod=v5e-7 is not known; did you mean v5e-'),
+    (['--config=configs/pretrain.py:8b', '--pod=v5e-8', '--config.batch_size=12'],
+     'batch_size=12 is not divisible by 8 data shards'),
+    (['--config=configs/sft.py', '--pod=v5e-8'], 'sft needs a parent and init_from is empty')])
+def test_a_mistake_costs_one_line_and_exit_code_2(words, line):
+    done = plan_command(*words)
+    assert done.returncode == 2
+    assert line in done.stderr and 'Traceback' not in done.stderr
+
+
+def test_the_recipes_for_pods_are_runs_of_released_models_on_paper():
+    from configs import ppo
+    runs = paper(ppo.get_config('8b'), 'v5p-128') | {'70b': paper(pretrain.get_config('70b'), 'v5p-1024')['pretrain']}
+    assert {run.model_config.model_dim for run in runs.values()} == {4096, 8192}
+    assert runs['ppo'].model_config.stored().items() >= {'num_layers': 32, 'vocab_size': 128_256}.items()
+    assert sizes.llama3_1_70b().num_layers == runs['70b'].model_config.num_layers == 80
