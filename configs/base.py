@@ -268,6 +268,7 @@ def on_pod(config: ConfigDict) -> None:
     config.exec.mesh.update(data=1, fsdp=-1)
     config.exec.compute_dtype = 'bfloat16'
     config.exec.remat = 'full'
+    config.exec.attention = 'splash'
     config.exec.scan_unroll = 1  # compile time does not grow with depth
 
 

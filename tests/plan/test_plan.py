@@ -24,6 +24,7 @@ from llm.plan.pods import pod
 from llm.plan.suggest import changes, suggestion
 from tests import tiny
 from tests.stages import exactness
+from tools.faults import job
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -127,8 +128,7 @@ def test_the_command_plans_four_stages_and_writes_json(tmp_path):
         stage.exec.mesh = {'data': 1, 'fsdp': 4, 'tensor': 2, 'context': 1}
     with config.stages.ppo.unlocked():
         config.stages.ppo.rollout_rules = {'embed': ()}
-    (tmp_path / 'config.json').write_text(config.to_json())
-    (tmp_path / 'config.py').write_text(exactness._CONFIG)
+    job.write_config(config, tmp_path)
     done = plan_command(f'--config={tmp_path / "config.py"}', '--pod=v5e-8', f'--json={tmp_path / "plan.json"}')
     assert done.returncode == 0, done.stderr
     plan = json.loads((tmp_path / 'plan.json').read_text())
