@@ -38,6 +38,9 @@ def get_config(variant: str = '') -> ConfigDict:
         config.eval_every_steps = config.save_every_steps = 1000
         config.eval_rows = config.batch_size
         config.optim.name, config.optim.learning_rate, config.optim.warmup_steps = 'adamw', 3e-4, 2000
+    if variant == '8b':
+        # Weights are split over both axes: gathered over two rings, less is held and sent (experiments/plan_pods).
+        config.exec.mesh.data, config.exec.rules.embed = 4, ('fsdp', 'data', 'context')
     if variant == 'tiny':
         config.model = sizes.tiny()
         base.shrink(config)

@@ -21,7 +21,7 @@ def from_dict(cls: type, values: dict[str, Any], path: str = '') -> Any:
         if key not in known:
             raise UserError(f'unknown config key {path}{key}{nearest(key, known)}')
     for key, field in known.items():
-        if key not in values and field.default is dataclasses.MISSING:
+        if key not in values and field.default is field.default_factory is dataclasses.MISSING:
             raise UserError(f'config key {path}{key} is missing; configs/base.py lists every key')
     return cls(**{key: _convert(hints[key], value, path + key) for key, value in values.items()})
 

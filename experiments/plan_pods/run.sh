@@ -16,13 +16,14 @@ row() {  # name, then what tools.plan is given
 
 pretrain=--config=configs/pretrain.py
 row pretrain_8b_v5p-128 $pretrain:8b --pod=v5p-128
-row pretrain_8b_v5e-256 $pretrain:8b --pod=v5e-256 --config.batch_size=1024 --config.seq_len=2048
+row pretrain_8b_v5e-256 $pretrain:8b --pod=v5e-256 --config.batch_size=1024 --config.seq_len=2048 --config.exec.mesh.data=16
 row ppo_8b_v5p-128 --config=configs/ppo.py:8b --pod=v5p-128
-row ppo_8b_v5e-256 --config=configs/ppo.py:8b --pod=v5e-256 --config.stages.pretrain.seq_len=2048
 row pretrain_70b_v5p-1024 $pretrain:70b --pod=v5p-1024
 row pretrain_70b_2x_v5e-256 $pretrain:70b '--pod=2x v5e-256' --config.exec.mesh.data=2
+row ppo_8b_v5e-256 --config=configs/ppo.py:8b --pod=v5e-256 --config.stages.pretrain.batch_size=1024 \
+  --config.stages.pretrain.seq_len=2048 --config.stages.pretrain.exec.mesh.data=16
 # Weak scaling: one row of 4,096 tokens a chip at 70B, four at 8B.
-for chips in 64 128 256 512 1024 2048 4096 8960; do
+for chips in 64 8960 512 2048; do
   pod=v5p-$((chips * 2))
   row weak_8b_$chips $pretrain:8b --pod=$pod --config.batch_size=$((chips * 4))
   row weak_70b_$chips $pretrain:70b --pod=$pod --config.batch_size=$chips
