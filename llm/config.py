@@ -213,8 +213,8 @@ class StageConfig:
                             f'exec.micro_batches={self.exec.micro_batches}; use a multiple')
         block = SPLASH_BLOCK * self.exec.mesh.context
         if self.exec.attention == 'splash' and self.seq_len % block:
-            raise UserError(f"seq_len={self.seq_len} is not a multiple of {block}, which exec.attention='splash' needs; "
-                            f"use one, or exec.attention='einsum'")
+            raise UserError(f"seq_len={self.seq_len} is not a multiple of {block}, which exec.attention='splash' needs"
+                            f"; use one, or exec.attention='einsum'")
         if not 0 <= self.dropout < 1:
             raise UserError(f'dropout={self.dropout} is not a probability below 1; use 0 for none')
         if self.keep_checkpoints < 2:

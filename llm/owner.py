@@ -61,7 +61,7 @@ class Owner:
         self._stop.set()
         self._thread.join()
         if _read(self._path).get('token') == self._token:
-            with contextlib.suppress(OSError):  # on a disk that is read-only by now; it will be seen that nobody is left
+            with contextlib.suppress(OSError):  # a disk that is read-only by now; it will be seen that nobody is left
                 self._path.unlink()
 
     def check(self) -> None:

@@ -93,7 +93,10 @@ def test_notice_to_one_process_ends_all_at_one_saved_step(tmp_path, count):
     workdir = tmp_path / 'runs'
     job = jobs.start(config, workdir, count)
     until = time.monotonic() + 400
-    while not list(workdir.glob('pretrain-*/metrics.jsonl')) or all(row['step'] < 3 for row in rows(workdir, 'pretrain')):
+    def steps() -> list[int]:
+        begun = list(workdir.glob('pretrain-*/metrics.jsonl'))
+        return [row['step'] for row in rows(workdir, 'pretrain')] if begun else []
+    while max(steps(), default=0) < 3:
         if time.monotonic() > until or any(process.poll() is not None for process in job):
             jobs.finish(job, 0)
         time.sleep(0.1)
