@@ -25,7 +25,7 @@ _KINDS = {
     'v5e': ('v5e', 'default', _FLAT),
     'v5p': ('v5', 'megacore', _CUBES | {17_920: '16x20x28'}),
     'v6e': ('v6e', 'default', _FLAT),
-    'tpu7x': ('tpu7x', 'default', _CUBES),
+    'tpu7x': ('tpu7x', 'default', _CUBES | {16_384: '16x16x32'}),
 }
 
 
@@ -69,7 +69,7 @@ def names() -> list[str]:
 
 def pod(name: str) -> Pod:
     """Raises UserError for a name that is not in the table."""
-    match = re.fullmatch(r'(?:([1-9]\d*)x\s*)?(\w+)-(\d+)', name)
+    match = re.fullmatch(r'(?:([1-9]\d{0,2})x\s*)?(\w+)-(\d{1,6})', name, re.ASCII)
     slices, kind, size = match.groups() if match else (None, '', '')
     if kind not in _KINDS or int(size) not in _KINDS[kind][2]:
         raise UserError(f'--pod={name} is not known{nearest(f"{kind}-{size}" if match else name, names())}')

@@ -12,11 +12,12 @@ import pytest
 import yaml
 
 from llm.errors import UserError
+from llm.plan.pods import names
 from tests.launch import jobset_schema
 from tests.launch.jobs import CONFIG, job, WORDS
 from tools import launch
 from tools.targets import slurm, tpu
-from tools.targets.pods import GENERATIONS, pod
+from tools.targets.pods import pod
 
 
 @pytest.mark.parametrize('target', ['tpu', 'gke', 'xpk', 'slurm'])
@@ -54,8 +55,7 @@ def manifest_of(name: str, *flags: str) -> dict:
     return yaml.safe_load(launch.submission(arguments, mine)[0].stdin)
 
 
-PODS = [f'{kind}-{chips * generation.number_per_chip}' for kind, generation in GENERATIONS.items()
-        for chips in generation.shapes]
+PODS = names()
 
 
 @pytest.mark.parametrize('name', [*PODS, '2x v5e-256', '8x v5p-128'])
