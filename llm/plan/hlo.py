@@ -15,6 +15,7 @@ import dataclasses
 import functools
 import math
 import re
+from typing import Any
 
 from llm.plan.hlo_text import Computation, group_size, Instruction, Module, NAME, parse
 
@@ -61,7 +62,7 @@ class _Counter:
     def __init__(self, module: Module, most_trips: int, slices: int):
         self.module, self.most_trips, self.slices = module, most_trips, slices
         self.open, self.closed = Counts(), Counts()  # in loops that data ends, and outside of them
-        self.channels: dict[str, tuple[float, bool, str, float]] = {}  # trips, in such a loop, kind, bytes
+        self.channels: dict[Any, tuple[float, bool, str, float]] = {}  # trips, in such a loop, kind, bytes
 
     def totals(self) -> tuple[Counts, Counts]:
         for times, is_open, kind, size in self.channels.values():
@@ -87,6 +88,8 @@ class _Counter:
             elif one.opcode == 'call':
                 self.visit(one.called('to_apply'), times, is_open, top)
             kind = one.opcode.removesuffix('-start')
+            if kind == 'all-reduce' and 'all-reduce-scatter' in name:
+                kind = 'reduce-scatter'  # as the TPU has it: a sum of which each device keeps a slice
             if kind in _COLLECTIVES:
                 self.collective(kind, one, computation, times, is_open)
             if one.opcode == 'send' and 'megascale' in one.said:
@@ -122,7 +125,9 @@ class _Counter:
         size = {'all-gather': output, 'reduce-scatter': inputs, 'all-reduce': 2 * inputs, 'all-to-all': inputs,
                 'collective-permute': inputs}[kind] * (1.0 if kind == 'collective-permute' else share)
         channel = re.search(r'channel_id=(\d+)', one.said)
-        key = channel[1] if channel else f'{id(computation)} {one.name}'
+        of = re.search(r'op_name="([^"]*)"', one.said)  # those of a shard_map share one channel
+        key = ((kind, channel[1], of and of[1], tuple(array.dims for array in one.arrays)) if channel else
+               f'{id(computation)} {one.name}')
         if key not in self.channels or self.channels[key][0] < times:
             self.channels[key] = times, is_open, kind, size
 
