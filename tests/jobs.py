@@ -44,6 +44,14 @@ def start(config: pathlib.Path, workdir: pathlib.Path, count: int, *words: str, 
     return job
 
 
+def launch(config: pathlib.Path, workdir: pathlib.Path, count: int) -> list[subprocess.Popen]:
+    """The same by `tools.launch`, one process here; what the job's processes say goes to `<workdir>.0.log`."""
+    environment = {**os.environ, 'JAX_PLATFORMS': 'cpu', 'JAX_NUM_CPU_DEVICES': '8'}
+    with pathlib.Path(f'{workdir}.0.log').open('ab') as log:
+        return [subprocess.Popen([sys.executable, '-m', 'tools.launch', f'--local={count}', f'--config={config}',
+                                  f'--workdir={workdir}'], cwd=ROOT, env=environment, stdout=log, stderr=log)]
+
+
 def finish(job: list[subprocess.Popen], seconds: float = 400) -> list[int]:
     """Exit codes of a job's processes; a job that does not end is killed, and fails the test."""
     try:
