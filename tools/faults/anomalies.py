@@ -40,8 +40,7 @@ from llm.journal import Journal
 from llm.main import enable_compilation_cache
 from llm.manifest import read, sealed_steps
 from llm.stages import ppo
-from tests import tiny
-from tests.stages import exactness
+from tools.faults import job
 
 FACTORS = {'nan': np.nan, 'inf': np.inf, 'spike': 1e4}
 # Ratings that are no numbers order no answers: such a batch of the reward stage teaches nothing, and harms nothing.
@@ -67,9 +66,9 @@ def config_of(folder: pathlib.Path, **changes) -> ConfigDict:
     keys = {'stop_step': STEPS, 'eval_every_steps': SAVES, 'save_every_steps': SAVES, 'log_every_steps': LOGS,
             'keep_checkpoints': STEPS, 'figures.rows': 0, 'samples.prompts': (), 'guard.spike': 40.0, 'guard.window': 8,
             'guard.rewinds': REWINDS}
-    changes = {f'{name}.{key}': value for name in exactness.NAMES for key, value in keys.items()} | changes
+    changes = {f'{name}.{key}': value for name in job.NAMES for key, value in keys.items()} | changes
     # What is learned fast can be told from what is not; a KL coefficient that moves would keep a NaN.
-    return tiny.pipeline_config(folder, **{'ppo.kl_horizon': 100.0, 'sft.patience': STEPS}, **changes)
+    return job.pipeline_config(folder, **{'ppo.kl_horizon': 100.0, 'sft.patience': STEPS}, **changes)
 
 
 def alone(name: str, config: ConfigDict, base: pathlib.Path, workdir: pathlib.Path) -> ConfigDict:
@@ -77,7 +76,7 @@ def alone(name: str, config: ConfigDict, base: pathlib.Path, workdir: pathlib.Pa
     stage = config.stages[name].copy_and_resolve_references()
     for key in ('init_from', 'reward_from'):
         if stage.get(key):
-            stage[key] = str(exactness.folder_of(stage[key].removeprefix('stage:'), base))
+            stage[key] = str(job.folder_of(stage[key].removeprefix('stage:'), base))
     workdir.mkdir(parents=True, exist_ok=True)
     if not (workdir / 'data').exists():
         (workdir / 'data').symlink_to(base / 'data')  # prepared rows
@@ -166,14 +165,14 @@ def killed(when: str, fault: Fault) -> Iterator[None]:
 
 def left(name: str, workdir: pathlib.Path) -> dict[str, Any]:
     """All of a run that ought to be the same again: rows, and every sealed step's fingerprints and host state."""
-    folder = exactness.folder_of(name, workdir)
+    folder = job.folder_of(name, workdir)
     steps = {step: read(folder / 'checkpoints', step) for step in sealed_steps(folder / 'checkpoints')}
-    return {'rows': exactness.rows(folder),
+    return {'rows': job.rows(folder),
             'steps': {step: (manifest.leaves, manifest.files) for step, manifest in steps.items()}}
 
 
 def rewinds(name: str, workdir: pathlib.Path) -> list[dict[str, Any]]:
-    path = exactness.folder_of(name, workdir) / 'rewinds.json'
+    path = job.folder_of(name, workdir) / 'rewinds.json'
     return json.loads(path.read_text()) if path.exists() else []
 
 
@@ -182,7 +181,7 @@ def run(fault: Fault, base: pathlib.Path, workdir: pathlib.Path) -> str:
     config = alone(fault.stage, config_of(base), base, workdir)
     with injected(fault):
         try:
-            tiny.run(config, workdir)
+            job.run(config, workdir)
         except Diverged as error:
             return f'{error.exit_code}: {error}'
     return 'done'
@@ -191,10 +190,10 @@ def run(fault: Fault, base: pathlib.Path, workdir: pathlib.Path) -> str:
 def expected(fault: Fault, base: pathlib.Path, workdir: pathlib.Path) -> dict[str, Any]:
     """What is left of a run that has left those batches out from its start; whatever is wrong in them, the same."""
     other = workdir.with_name('-'.join(map(str, ('without', fault.stage, fault.place, fault.first, fault.last))))
-    folder = other / exactness.folder_of(fault.stage, workdir).name
+    folder = other / job.folder_of(fault.stage, workdir).name
     if not folder.exists():
         folder.mkdir(parents=True)
-        shutil.copy(exactness.folder_of(fault.stage, workdir) / 'rewinds.json', folder)
+        shutil.copy(job.folder_of(fault.stage, workdir) / 'rewinds.json', folder)
         assert run(fault, base, other) == 'done'
     return left(fault.stage, other)
 
@@ -203,7 +202,7 @@ def run_killed(fault: Fault, when: str, base: pathlib.Path, workdir: pathlib.Pat
     """What is left of a run that is killed, in a process of its own, and started again."""
     command = [sys.executable, '-m', 'tools.faults.anomalies', f'--workdir={workdir}', f'--base={base}',
                f'--fault={json.dumps(fault)}', f'--kill={when}']
-    code = subprocess.run(command, check=False, stdout=subprocess.DEVNULL, cwd=exactness.ROOT,
+    code = subprocess.run(command, check=False, stdout=subprocess.DEVNULL, cwd=job.ROOT,
                           env=os.environ | {'JAX_NUM_CPU_DEVICES': str(jax.device_count())}).returncode
     assert code == -signal.SIGKILL, f'{command} was not killed but ended with {code}'
     assert run(fault, base, workdir) == 'done'
@@ -250,8 +249,8 @@ def faults(draw: random.Random, names: list[str]) -> Iterator[Fault]:
 def prepare(base: pathlib.Path) -> pathlib.Path:
     """Four finished stages to start from."""
     base.mkdir(parents=True, exist_ok=True)
-    tiny.write_data(base)
-    tiny.run(config_of(base), base)
+    job.write_data(base)
+    job.run(config_of(base), base)
     return base
 
 
@@ -263,7 +262,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--workdir', required=True, type=pathlib.Path)
     parser.add_argument('--seed', type=int, default=0)
-    parser.add_argument('--only', default=','.join(exactness.NAMES), help='stages, with commas between')
+    parser.add_argument('--only', default=','.join(job.NAMES), help='stages, with commas between')
     parser.add_argument('--json', type=pathlib.Path, help='where the table goes, too')
     for name in ('base', 'fault', 'kill'):  # of one run, to be killed
         parser.add_argument(f'--{name}', help=argparse.SUPPRESS)

@@ -2,9 +2,10 @@
 
 In: a folder. Out: a config and its data there; the command that runs it; all that must be equal, bit for bit, however
 often a run was interrupted.
-Left out: the faults (`kill`, `flips`, `peers`, `reshard`).
+Left out: the faults (the other files here).
 """
 
+from collections.abc import Callable
 import json
 import os
 import pathlib
@@ -17,6 +18,8 @@ from ml_collections import ConfigDict
 from configs import base
 from configs import quickstart
 from llm.manifest import Manifest, read, sealed_steps
+from llm.pipeline import run_pipeline
+from llm.run import Result
 
 NAMES = ('pretrain', 'sft', 'reward', 'ppo')
 ROOT = pathlib.Path(__file__).parents[2]
@@ -76,6 +79,13 @@ def pipeline_config(folder: pathlib.Path, *, mesh: tuple[int, int, int] = (1, 1,
     stages.ppo.ptx_data = base.data(**source('chats'))
     config.update_from_flattened_dict({f'stages.{key}': value for key, value in overrides.items()})
     return config
+
+
+def run(config: ConfigDict, workdir: pathlib.Path, *, rerun: str | None = None,
+        say: Callable[[str], None] = lambda line: None) -> dict[str, Result]:
+    """The real pipeline, silent."""
+    done = run_pipeline(config, str(workdir), rerun=rerun, say=say, progress=lambda what, done, total: None)
+    return {name: result for name, (_, result) in done.items()}
 
 
 def write_config(config: ConfigDict, workdir: pathlib.Path) -> None:
