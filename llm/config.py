@@ -38,9 +38,9 @@ class ExecConfig:
     compute_dtype: str  # 'float32' | 'bfloat16'
     remat: str  # 'none' | 'minimal' | 'qkv' | 'full' | 'offload'
     scan_unroll: int
-    logits_chunk_vocab: int
     micro_batches: int
     attention: str = 'einsum'  # 'einsum' | 'splash'
+    logits_chunk_vocab: int = 8192
 
     def __post_init__(self):
         one_of('exec.compute_dtype', self.compute_dtype, ('float32', 'bfloat16'))
@@ -211,7 +211,7 @@ class StageConfig:
         if self.batch_size % self.exec.micro_batches:
             raise UserError(f'batch_size={self.batch_size} is not divisible by '
                             f'exec.micro_batches={self.exec.micro_batches}; use a multiple')
-        block = SPLASH_BLOCK * self.exec.mesh.context
+        block = SPLASH_BLOCK * max(self.exec.mesh.context, 1)
         if self.exec.attention == 'splash' and self.seq_len % block:
             raise UserError(f"seq_len={self.seq_len} is not a multiple of {block}, which exec.attention='splash' needs"
                             f"; use one, or exec.attention='einsum'")

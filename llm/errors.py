@@ -6,7 +6,12 @@ Left out: printing them (`main.py`); whether keys are known and typed (`door.py`
 A supervisor reads the codes: 2 is not tried again, 42 is, 43 needs a person, 44 a disk.
 """
 
+import errno
 from typing import Any
+
+# What a disk or its network says that may be well again later.
+_OF_STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.ETIMEDOUT,
+               errno.EHOSTDOWN)
 
 
 class UserError(ValueError):
@@ -31,6 +36,15 @@ class Preempted(Exception):
     """The machine was asked for; the run saved itself, and goes on from there when it is started again."""
 
     exit_code = 42
+
+
+def exit_code(error: BaseException) -> int:
+    """What a process ends with: 1 for whatever is not a user's, a disk's or a machine's doing, that is, for a bug."""
+    if isinstance(error, (UserError, Preempted)):
+        return error.exit_code
+    if isinstance(error, ConnectionError) or isinstance(error, OSError) and error.errno in _OF_STORAGE:
+        return StorageError.exit_code
+    return UserError.exit_code if isinstance(error, OSError) else 1
 
 
 def one_of(key: str, value: str, allowed: tuple[str, ...]) -> None:

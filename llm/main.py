@@ -7,10 +7,11 @@ Left out: everything else; the pipeline decides what runs.
 """
 
 from collections.abc import Callable
-import errno
 import os
 import sys
 import threading
+import time
+import traceback
 
 from absl import app
 from absl import flags
@@ -21,7 +22,7 @@ from configs import base
 from llm import metrics
 from llm import processes
 from llm import report
-from llm.errors import Preempted, StorageError, UserError
+from llm.errors import exit_code, Preempted, UserError
 from llm.phases import goodput
 from llm.pipeline import run_pipeline
 
@@ -32,9 +33,8 @@ PROCESSES = flags.DEFINE_integer('processes', None, 'how many there are')
 PROCESS = flags.DEFINE_integer('process', None, 'which of them this one is, from 0')
 RERUN = flags.DEFINE_string('rerun', None, 'name of a finished stage to run again; the old run is set aside')
 
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 
-
+_MOMENT_SECONDS = 2.0
 _EXAMPLES = {'config': 'configs/quickstart.py', 'workdir': 'runs/quickstart', 'pod': 'v5e-256'}
 
 
@@ -47,10 +47,10 @@ def guarded(work: Callable[[], None]) -> int:
         work()
     except (UserError, Preempted) as error:
         print(f'{"stopped" if isinstance(error, Preempted) else "error"}: {error}', file=sys.stderr)
-        return error.exit_code
+        return exit_code(error)
     except OSError as error:  # a file that cannot be read, a full disk
         print(f'error: {_one_line(Exception(str(error)))}; check that path and the room on its disk', file=sys.stderr)
-        return StorageError.exit_code if error.errno in _NO_ROOM else UserError.exit_code
+        return exit_code(error)
     return 0
 
 
@@ -114,14 +114,27 @@ def enable_compilation_cache() -> None:
         jax.config.update('jax_compilation_cache_dir', os.path.expanduser('~/.cache/quartet/xla'))
 
 
-def leave(code: int) -> None:
-    """Ends this process. One of several that failed does not wait for the others, which hear of it by its silence."""
+def leave(work: Callable[[], None]) -> None:
+    """Ends this process with the exit code of its work.
+
+    One of several that failed does not wait for the others, who hear of it by its silence; process 0, by whom they
+    hear, gives them a moment to say the same.
+    """
+    try:
+        code = guarded(work)
+    except Exception:
+        if not jax.distributed.is_initialized():
+            raise
+        traceback.print_exc()
+        code = 1
     if code and code != Preempted.exit_code and jax.distributed.is_initialized():
         sys.stdout.flush()
+        sys.stderr.flush()
+        time.sleep(_MOMENT_SECONDS if processes.is_first() else 0)
         os._exit(code)
     sys.exit(code)
 
 
 if __name__ == '__main__':
     app.define_help_flags()
-    leave(guarded(lambda: main(sys.argv)))
+    leave(lambda: main(sys.argv))

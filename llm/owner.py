@@ -24,6 +24,7 @@ from llm.errors import StorageError, UserError
 
 BEAT_SECONDS = 10.0
 STALE_SECONDS = 60.0
+_LOOK_SECONDS = 0.5
 
 
 class Owner:
@@ -78,25 +79,29 @@ class Owner:
                             f'suspended; let that one go on')
 
     def _refuse_if_alive(self) -> None:
-        owner = _read(self._path)
-        if not owner:
-            return
-        same_host = owner['host'] == socket.gethostname()
-        if owner['age_seconds'] < STALE_SECONDS and not (same_host and _dead(owner['pid'], owner['started'])):
-            raise UserError(f'{self._folder} is in use by {_name(owner)}, last seen '
-                            f'{owner["age_seconds"]:.0f} s ago; wait for it or give another --workdir')
+        """Of another host only the heartbeat tells: it is waited for, so that a job that moved goes on by itself."""
+        last_seen = None
+        while (owner := _read(self._path)) and owner['age_seconds'] < STALE_SECONDS:
+            if owner['host'] == socket.gethostname() and _dead(owner['pid'], owner['started']):
+                return
+            if owner['host'] == socket.gethostname() or last_seen not in (None, owner['seen']):
+                raise UserError(f'{self._folder} is in use by {_name(owner)}, last seen '
+                                f'{owner["age_seconds"]:.0f} s ago; wait for it or give another --workdir')
+            last_seen = owner['seen']
+            time.sleep(_LOOK_SECONDS)
 
     def _beat(self) -> None:
         while not self._stop.wait(BEAT_SECONDS):
-            if _read(self._path).get('token') == self._token:
-                with contextlib.suppress(OSError):  # moved away or read-only by now: `check` and the save say so
+            with contextlib.suppress(OSError):  # moved away or read-only by now: `check` and the save say so
+                if _read(self._path).get('token') == self._token:
                     os.utime(self._path)
 
 
 def _read(path: pathlib.Path) -> dict:
     """The owner's own words, and how long ago it was seen; nothing where there is none, or half a file."""
     try:
-        return json.loads(path.read_text()) | {'age_seconds': time.time() - path.stat().st_mtime}
+        seen = path.stat().st_mtime
+        return json.loads(path.read_text()) | {'seen': seen, 'age_seconds': time.time() - seen}
     except (FileNotFoundError, json.JSONDecodeError):
         return {}
 

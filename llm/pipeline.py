@@ -21,6 +21,7 @@ from etils import epath
 import jax
 
 from llm import guard
+from llm import processes
 from llm import provenance
 from llm import train_state
 from llm.checkpoint import load_params
@@ -57,6 +58,8 @@ def run_pipeline(config, workdir: str, *, rerun: str | None, say: Callable[[str]
     for name in order:
         check(name, stages[name])
     root = epath.Path(os.path.abspath(workdir))
+    if os.environ.get(processes.GOES_ON) and not (root.exists() and any(root.iterdir())):
+        raise StorageError(f'--workdir={workdir} is gone since this run began; bring its disk back')
     try:
         root.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -70,10 +73,11 @@ def run_pipeline(config, workdir: str, *, rerun: str | None, say: Callable[[str]
             remade = remade_parent(run)
             if remade:
                 say(f'{name}  {remade} was made again with other weights, so this stage is too')
+            ended = None if remade or name == rerun else finished(run)
             barrier(f'{name} resolved')  # all have looked, before any of it is changed
             if remade or name == rerun:
                 set_aside(run)
-            done[name] = run.folder, finished(run) or execute(run)
+            done[name] = run.folder, ended or execute(run)
     return done
 
 
@@ -118,6 +122,7 @@ def open_step(reference: str, *, say: Callable[[str], None],
     if not (folder / 'identity.json').exists():
         raise UserError(f'--checkpoint={reference} is not the folder of a run; name one, e.g. runs/x/sft-1234abcd')
     stored = json.loads((folder / 'identity.json').read_text())
+    stored['config']['exec'].pop('logits_chunk_tokens', None)  # earlier runs cut logits so: no matter to a checkpoint
     config = from_dict(STAGE_CONFIGS[stored['config']['stage']], stored['config'])
     parents = {key: find_parent(config.stage, key, parent, {}) for key, parent in stored['parents'].items()}
     try:

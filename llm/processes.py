@@ -23,11 +23,13 @@ import jax
 from jax.experimental import multihost_utils
 import numpy as np
 
-from llm.errors import Diverged, Preempted, StorageError, UserError
+from llm.errors import Diverged, exit_code, Preempted, StorageError, UserError
 
 HEARTBEAT_SECONDS = 10  # a process that is silent for longer counts as dead, and the others end, too
 PROGRESS_FILE = 'QUARTET_PROGRESS_FILE'  # environment variable: where a supervisor looks whether there is progress
 _ERRORS = {error.exit_code: error for error in (UserError, Diverged, StorageError, Preempted)}
+GOES_ON = 'QUARTET_GOES_ON'  # environment variable, which a supervisor sets once there was progress
+_BEAT_SECONDS = 5.0
 _PORT = 8476  # of process 0, where no flag says one
 
 
@@ -55,7 +57,11 @@ def join(coordinator: str | None, count: int | None, index: int | None) -> None:
     place = from_environment(os.environ) if coordinator is None else Place(coordinator, count, index)
     if place is None:
         if _on_tpu_pod():
-            jax.distributed.initialize(heartbeat_timeout_seconds=HEARTBEAT_SECONDS)
+            try:
+                jax.distributed.initialize(heartbeat_timeout_seconds=HEARTBEAT_SECONDS)
+            except ValueError as error:  # devices like a TPU's, and nobody who says what they are
+                raise UserError(f'no TPU is found ({error}); set JAX_PLATFORMS, or give --coordinator, --processes and '
+                                f'--process') from None
         return
     if not re.fullmatch(r'[^:]+:\d+|\[[^]]+\]:\d+', place.coordinator) or not 0 <= place.index < place.count:
         raise UserError(f'--coordinator={place.coordinator} --processes={place.count} --process={place.index} is not '
@@ -114,20 +120,37 @@ def first_then_others(what: str) -> Iterator[None]:
     if jax.process_count() == 1:
         yield
     elif is_first():
-        code = 1  # of whatever is not ours: a bug
+        code = 0
         try:
             yield
-            code = 0
-        except (UserError, Preempted) as error:
-            code = error.exit_code
+        except BaseException as error:
+            code = exit_code(error)
             raise
         finally:
             multihost_utils.broadcast_one_to_all(np.int32(code))
     else:
-        code = int(multihost_utils.broadcast_one_to_all(np.int32(0)))
+        with _patience(what):
+            code = int(multihost_utils.broadcast_one_to_all(np.int32(0)))
         if code:
             raise _ERRORS.get(code, RuntimeError)(f'{what}: process 0 failed; its line says why')
         yield
+
+
+@contextlib.contextmanager
+def _patience(what: str) -> Iterator[None]:
+    """While this process waits, its supervisor hears that it does: whoever it waits for has one of its own."""
+    over = threading.Event()
+
+    def beat():
+        while not over.wait(_BEAT_SECONDS):
+            progress(f'waits for process 0: {what}')
+    thread = threading.Thread(target=beat, name='patience', daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
 
 
 def barrier(name: str) -> None:
@@ -140,7 +163,8 @@ def progress(text: str) -> None:
     """Says to whoever supervises this process that it is alive and what it does."""
     path = os.environ.get(PROGRESS_FILE)
     if path:
-        pathlib.Path(path).write_text(text + '\n')
+        with contextlib.suppress(OSError):  # it is only told how it goes
+            pathlib.Path(path).write_text(text + '\n')
 
 
 class Notice(contextlib.AbstractContextManager):

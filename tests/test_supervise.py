@@ -68,7 +68,7 @@ def wait_for(condition) -> None:
 
 
 def test_it_names_the_progress_file_as_the_job_does():
-    assert supervise.PROGRESS_FILE == processes.PROGRESS_FILE
+    assert (supervise.PROGRESS_FILE, supervise.GOES_ON) == (processes.PROGRESS_FILE, processes.GOES_ON)
 
 
 @pytest.mark.parametrize('code', [0, 2, 43])

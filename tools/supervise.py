@@ -35,9 +35,11 @@ import time
 
 import psutil
 
-from llm.errors import Diverged, Preempted, UserError
+from llm.errors import Diverged, Preempted, StorageError, UserError
 
-PROGRESS_FILE = 'QUARTET_PROGRESS_FILE'  # as in llm/processes.py, whose imports a supervisor can do without
+# As in llm/processes.py, whose imports a supervisor can do without.
+PROGRESS_FILE = 'QUARTET_PROGRESS_FILE'
+GOES_ON = 'QUARTET_GOES_ON'  # a workdir that is empty by now has lost its disk
 FINAL = {0, UserError.exit_code, Diverged.exit_code}
 POLL_SECONDS = 0.2
 STOPPED_SECONDS = 3.0  # longer than a debugger or a snapshot takes; far shorter than the heartbeat of its peers
@@ -55,6 +57,7 @@ class Progress:
         self.longest_seconds = 0.0
         self.idle_seconds = 0.0
         self.beyond = False  # since the last restart
+        self.ever = False
 
     def restart(self) -> None:
         self.idle_seconds, self.beyond = 0.0, False
@@ -73,7 +76,7 @@ class Progress:
         self.idle_seconds = 0.0
         what, numbers = re.sub(r'\d+', '', text), tuple(map(int, re.findall(r'\d+', text)))
         if numbers > self._furthest.get(what, ()):
-            self._furthest[what], self.beyond = numbers, True
+            self._furthest[what], self.beyond, self.ever = numbers, True, True
 
 
 class Supervisor:
@@ -102,7 +105,9 @@ class Supervisor:
                     say(f'ended with {code}; given up after {in_vain} restarts without progress')
                     return code
                 in_vain += 1
-                pause = 0.0 if code == Preempted.exit_code else PAUSE_SECONDS * (in_vain - 1)
+                # A disk needs a moment; so does whatever failed a second time.
+                times = in_vain if code == StorageError.exit_code else in_vain - 1
+                pause = 0.0 if code == Preempted.exit_code else PAUSE_SECONDS * times
                 say(f'ended with {code}; started again in {pause:g} s, restart {in_vain} of {self._restarts}')
                 if not self._pause(pause):
                     return Preempted.exit_code
@@ -113,7 +118,8 @@ class Supervisor:
         if self._asked:
             return Preempted.exit_code
         # A session of its own: a terminal's Ctrl-C comes here alone, and what the command starts ends with it.
-        self._child = subprocess.Popen(self._command, env=os.environ | {PROGRESS_FILE: str(progress.path)},
+        goes_on = {GOES_ON: '1'} if progress.ever else {}
+        self._child = subprocess.Popen(self._command, env=os.environ | goes_on | {PROGRESS_FILE: str(progress.path)},
                                        start_new_session=True)
         if self._asked:  # between the last look and the start
             self._child.terminate()

@@ -6,9 +6,11 @@ cd "$(dirname "$0")/../.."
 folder=$1; shift
 mkdir -p "$folder"
 export JAX_PLATFORMS=cpu
+missed=0
 for name in ${*:-flips disk reshard kill anomalies preempt peers cost}; do
     if [[ -e "$folder/$name.json" ]]; then continue; fi
     echo "== $name"
     "${PYTHON:-python}" -m "tools.faults.$name" --workdir="$folder/work-$name" --json="$folder/$name.json" \
-        2> "$folder/$name.log" | tee "$folder/$name.txt" || echo "missed; see $folder/$name.log"
+        2> "$folder/$name.log" | tee "$folder/$name.txt" || { echo "missed; see $folder/$name.log"; missed=1; }
 done
+exit $missed

@@ -5,9 +5,10 @@ Left out: time. The compiler's own cost analysis counts a loop's body once, and 
 
 Arithmetic is that of matmuls, which the TPU calls convolutions, and of attention kernels. Bytes on the wire are those
 that leave a device: of n in a group, (n - 1) / n of what is gathered or scattered, twice that of what is reduced for
-all. A collective that was taken apart to overlap with arithmetic stands in several fusions under one channel, and
-counts once. What leaves a slice goes through the host: `send`s to its runtime, one for a device's part of an array.
-Bytes of memory are an estimate: what operations at the top of a loop read and write outside of VMEM.
+all. A collective that was taken apart to overlap with arithmetic stands in several fusions under one channel, as the
+same operation of one shape, and counts once. What leaves a slice goes through the host: `send`s to its runtime, one for
+a device's part of an array. Bytes of memory are an estimate: what operations at the top of a loop read and write
+outside of VMEM.
 """
 
 import collections
@@ -75,9 +76,9 @@ class _Counter:
         computation, counts = self.module.computations[name], self.open if is_open else self.closed
         for one in computation.values():
             if one.opcode == 'while':
-                trips = self.trips(one.called('condition'))
+                trips = self.trips(one)
                 known = trips is not None
-                inside = times * (trips if known else self.most_trips)
+                inside = times * (trips if known else max(self.most_trips, 1))  # of unknown length: once, not never
                 self.visit(one.called('body'), inside, is_open or not known, top)
                 self.visit(one.called('condition'), inside, is_open or not known, False)
             elif one.opcode == 'conditional':
@@ -102,9 +103,11 @@ class _Counter:
             if top and one.opcode not in _FREE:
                 counts.hbm_bytes += times * self.moved(one, computation)
 
-    def trips(self, condition: str) -> int | None:
+    def trips(self, loop: Instruction) -> int | None:
         """Of a loop that counts from 0; None where data ends it."""
-        computation = self.module.computations[condition]
+        if said := re.search(r'known_trip_count":\{"n":"(\d+)"', loop.said):
+            return int(said[1])
+        computation = self.module.computations[loop.called('condition')]
         root = next(one for one in computation.values() if one.root)
         if root.opcode == 'fusion':
             inside = self.module.computations[root.called('calls')]

@@ -7,10 +7,9 @@ The number counts chips for v5e and v6e, and TensorCores, two a chip, for v4, v5
 """
 
 import dataclasses
+import importlib.util
 import math
 import re
-
-from jax.experimental import topologies
 
 from llm.chips import Chip, CHIPS
 from llm.door import nearest
@@ -56,6 +55,9 @@ class Pod:
 
     def devices(self) -> list:
         """As the TPU compiler describes them; there need be no TPU."""
+        from jax.experimental import topologies  # seconds, which whoever wants a name alone need not wait
+        if importlib.util.find_spec('libtpu') is None:
+            raise UserError("libtpu is not installed, which compiles for TPUs; pip install --editable '.[tpu]'")
         name, cores, _ = _KINDS[self.kind]
         several = {'num_slices': self.slices} if self.slices > 1 else {}
         return list(topologies.get_topology_desc(

@@ -52,8 +52,9 @@ def suggestion(run: Run, plan: StagePlan, pod: Pod, prefix: str) -> str:
 def changes(config: StageConfig, devices: int) -> Iterator[Changes]:
     """Sets of changes, cheapest first; the config as it is is not among them."""
     now, order = config.exec, list(_REMAT)
-    meshes = [None, *({'data': 1, 'fsdp': devices // tensor, 'tensor': tensor, 'context': 1} for tensor in _TENSOR
-                      if devices % tensor == 0)]
+    data = max(now.mesh.data, 1)  # of several slices a multiple of their number, so it stays
+    meshes = [None, *({'data': data, 'fsdp': devices // tensor // data, 'tensor': tensor, 'context': 1}
+                      for tensor in _TENSOR if devices % (tensor * data) == 0)]
     remats = order[order.index(now.remat):]
     found = []
     for mesh, remat, micro, smaller in itertools.product(meshes, remats, _MICRO_BATCHES, _SMALLER):

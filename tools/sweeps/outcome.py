@@ -85,12 +85,12 @@ def _panel(axes: Axes, name: str, rows: Sequence[Row], table: Sequence[Record]) 
     swept = swept_keys(name, rows)
     short = short_names(swept)
     x, *others = swept
-    ticks = list(dict.fromkeys(row.value(x) for row in rows))
+    ticks = list(dict.fromkeys(_hashable(row.value(x)) for row in rows))
     numeric = all(map(_is_number, ticks))
     groups: dict[tuple, list[tuple[float, float]]] = {}
     for row, stage in runs.values():
         group = tuple(row.value(key) for key in others)
-        place = row.value(x)
+        place = _hashable(row.value(x))
         groups.setdefault(_hashable(group), []).append((place if numeric else ticks.index(place), stage['after']))
     colours = {value: f'C{number}' for number, value in enumerate(dict.fromkeys(group[:1] for group in groups))}
     markers = dict(zip(dict.fromkeys(group[1:] for group in groups), itertools.cycle(_MARKERS)))
