@@ -52,10 +52,11 @@ def launch(config: pathlib.Path, workdir: pathlib.Path, count: int) -> list[subp
                                   f'--workdir={workdir}'], cwd=ROOT, env=environment, stdout=log, stderr=log)]
 
 
-def finish(job: list[subprocess.Popen], seconds: float = 400) -> list[int]:
+def finish(job: list[subprocess.Popen], seconds: float = 900) -> list[int]:
     """Exit codes of a job's processes; a job that does not end is killed, and fails the test."""
     try:
         return [process.wait(seconds) for process in job]
     finally:
         for process in job:
             process.kill()
+            process.wait()

@@ -42,7 +42,7 @@ def run_again(name: str, config: ConfigDict, workdir: pathlib.Path, *, mesh: tup
 
 
 def execute_on(stage: ConfigDict, mesh: tuple[int, int, int], micro_batches: int = 1) -> None:
-    stage.exec.mesh = dict(zip(('data', 'fsdp', 'tensor'), mesh))
+    stage.exec.mesh.update(dict(zip(('data', 'fsdp', 'tensor'), mesh)))
     stage.exec.micro_batches = micro_batches
 
 

@@ -63,7 +63,7 @@ def pipeline_config(folder: pathlib.Path, *, mesh: tuple[int, int, int] = (1, 1,
     stages = config.stages
     for name, data in (('pretrain', 'text'), ('sft', 'chats'), ('reward', 'ranked'), ('ppo', 'prompts')):
         stages[name].data = base.data(**source(data))
-        stages[name].exec.mesh = dict(zip(('data', 'fsdp', 'tensor'), mesh))
+        stages[name].exec.mesh.update(dict(zip(('data', 'fsdp', 'tensor'), mesh)))
         stages[name].exec.scan_unroll = 1  # compiles faster
         stages[name].update(batch_size=8, seq_len=32, stop_step=4, eval_every_steps=2, save_every_steps=2,
                             eval_rows=12)
