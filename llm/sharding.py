@@ -89,11 +89,15 @@ def make_mesh(config: MeshConfig, devices=None) -> Mesh:
     slices = len({getattr(device, 'slice_index', 0) for device in devices})
     if sizes[0] % slices:
         raise UserError(f'{said}: data={sizes[0]} does not split over {slices} slices; use a multiple of {slices}')
-    if slices > 1:
-        placed = mesh_utils.create_hybrid_device_mesh((sizes[0] // slices, *sizes[1:]), (slices, 1, 1, 1), devices,
-                                                      allow_split_physical_axes=True)
-    else:
-        placed = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
+    try:
+        if slices > 1:
+            placed = mesh_utils.create_hybrid_device_mesh((sizes[0] // slices, *sizes[1:]), (slices, 1, 1, 1), devices,
+                                                          allow_split_physical_axes=True)
+        else:
+            placed = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
+    except (NotImplementedError, TypeError, ValueError) as error:  # TypeError: where it runs out of factors
+        raise UserError(f'{said} cannot be laid over the wires of these {len(devices)} devices; make each size a '
+                        f'product of whole or halved sides of the torus') from error
     # Auto: under the default, Explicit, Linen's init fails.
     return Mesh(placed, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
 

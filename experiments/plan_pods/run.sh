@@ -22,12 +22,14 @@ row pretrain_70b_v5p-1024 $pretrain:70b --pod=v5p-1024
 row pretrain_70b_2x_v5e-256 $pretrain:70b '--pod=2x v5e-256' --config.exec.mesh.data=2
 row ppo_8b_v5e-256 --config=configs/ppo.py:8b --pod=v5e-256 --config.stages.pretrain.batch_size=1024 \
   --config.stages.pretrain.seq_len=2048 --config.stages.pretrain.exec.mesh.data=16
-# Weak scaling: one row of 4,096 tokens a chip at 70B, four at 8B. From 512 chips on, each 256 hold all weights, because
-# nothing else divides both 8,960 chips and a model's width.
+# Weak scaling: one row of 4,096 tokens a chip at 70B, four at 8B. From 512 chips on, each 256 hold all weights; of 8,960
+# each 16 do, because jax lays no other mesh over 16 x 20 x 28 chips whose shards divide a model's width.
 row weak_8b_64 $pretrain:8b --pod=v5p-128 --config.batch_size=256
 row weak_70b_64 $pretrain:70b --pod=v5p-128 --config.batch_size=64
-for chips in 8960 512 2048; do
-  mesh=(--config.exec.mesh.data=$((chips / 256)) --config.exec.mesh.fsdp=256 "--config.exec.rules.embed=('fsdp', 'context')")
+for sizes in 8960:16 512:256 2048:256; do
+  chips=${sizes%:*} shards=${sizes#*:}
+  mesh=(--config.exec.mesh.data=$((chips / shards)) --config.exec.mesh.fsdp=$shards
+        "--config.exec.rules.embed=('fsdp', 'context')")
   row weak_8b_$chips $pretrain:8b --pod=v5p-$((chips * 2)) --config.batch_size=$((chips * 4)) "${mesh[@]}"
   row weak_70b_$chips $pretrain:70b --pod=v5p-$((chips * 2)) --config.batch_size=$chips "${mesh[@]}"
 done
