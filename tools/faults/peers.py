@@ -56,14 +56,14 @@ class Crew(contextlib.AbstractContextManager):
         with socket.socket() as free:
             free.bind(('127.0.0.1', 0))
             self._coordinator = f'127.0.0.1:{free.getsockname()[1]}'
-        self._supervisors: list[psutil.Popen] = []
+        self._supervisors: list[subprocess.Popen] = []
 
     def __enter__(self) -> 'Crew':
         for index in range(self.size):
             several = [f'--coordinator={self._coordinator}', f'--processes={self.size}', f'--process={index}']
             command = job.command(self._folder, *(several if self.size > 1 else ()))
             with self._said(index).open('w') as said:
-                self._supervisors.append(psutil.Popen(
+                self._supervisors.append(subprocess.Popen(
                     [sys.executable, '-m', 'tools.supervise', '--', *command], cwd=job.ROOT, stdout=said,
                     stderr=subprocess.STDOUT, env=job.environment(1)))
         return self
@@ -71,13 +71,15 @@ class Crew(contextlib.AbstractContextManager):
     def __exit__(self, *error) -> None:
         for supervisor in self._supervisors:
             with contextlib.suppress(psutil.NoSuchProcess):
-                for process in [supervisor, *supervisor.children(recursive=True)]:
+                for process in psutil.Process(supervisor.pid).children(recursive=True):
                     process.kill()
+            supervisor.kill()
             supervisor.wait()
 
     def members(self) -> list[psutil.Process]:
         """The processes of the job, by index."""
-        return [wait_for(lambda: next(iter(supervisor.children()), None)) for supervisor in self._supervisors]
+        return [wait_for(lambda: next(iter(psutil.Process(supervisor.pid).children()), None))
+                for supervisor in self._supervisors]
 
     def codes(self) -> list[list[int]]:
         """With what each process has ended so far, in the supervisors' own words."""
