@@ -120,7 +120,8 @@ def test_pieces_make_the_same_leaves_on_any_mesh(mesh, tmp_path, small_pieces):
     assert (np.asarray(leaves['layers/attention/out/w']) == out).all()
     assert (np.asarray(leaves['layers/mlp/down/w'][1]) == arrays['model.layers.1.mlp.down_proj.weight'].T).all()
     assert (np.asarray(leaves['token_head/w']) == arrays['lm_head.weight']).all()
-    assert leaves['layers/mlp/down/w'].sharding.mesh.shape == {**dict(zip(('data', 'fsdp', 'tensor'), mesh)), 'context': 1}
+    sizes = {**dict(zip(('data', 'fsdp', 'tensor'), mesh)), 'context': 1}
+    assert leaves['layers/mlp/down/w'].sharding.mesh.shape == sizes
 
 
 def test_a_tensor_is_read_once_for_devices_that_hold_the_same(tmp_path, monkeypatch):
