@@ -8,6 +8,7 @@ Prints the figure, and exits with 1 unless every trial kept to both. A trial in 
 hang, and ends the job of its processes.
 """
 
+from collections.abc import Callable
 import contextlib
 import json
 import pathlib
@@ -17,7 +18,7 @@ import socket
 import subprocess
 import sys
 import time
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import psutil
 
@@ -116,10 +117,13 @@ def wait_for(condition, seconds: float = HANG_SECONDS):
     return found
 
 
-def trials(count: int, seed: int, workdir: pathlib.Path, counts: tuple[int, ...] = COUNTS) -> tuple[list[Trial], int]:
-    """That many faults, shared among jobs of these sizes; and how many of them ended in a hang."""
-    draw = random.Random(seed)
-    done: list[Trial] = []
+def in_crews(count: int, workdir: pathlib.Path, counts: tuple[int, ...], one: Callable[[Crew, int], Any]
+             ) -> tuple[list[Any], int]:
+    """That many trials, shared among jobs of these sizes; and how many ended in a hang, which ends those of its job.
+
+    `one` is given the job and the number of the trial.
+    """
+    done: list[Any] = []
     hangs = 0
     for place, processes in enumerate(counts):
         share = count * (place + 1) // len(counts) - count * place // len(counts)
@@ -129,11 +133,18 @@ def trials(count: int, seed: int, workdir: pathlib.Path, counts: tuple[int, ...]
             with Crew(folder, processes) as crew:
                 wait_for(lambda: crew.trained_since(0.0), 5 * HANG_SECONDS)  # maybe nothing is compiled yet
                 for number in range(share):
-                    done.append(trial(crew, list(FAULTS)[(number + place) % len(FAULTS)], draw))
+                    done.append(one(crew, number + place))
                     script.say(str(done[-1]))
         except Hang:
+            script.say(f'{processes} processes: a hang')
             hangs += 1
     return done, hangs
+
+
+def trials(count: int, seed: int, workdir: pathlib.Path, counts: tuple[int, ...] = COUNTS) -> tuple[list[Trial], int]:
+    """That many faults, the kinds in turn; and how many of them ended in a hang."""
+    draw = random.Random(seed)
+    return in_crews(count, workdir, counts, lambda crew, number: trial(crew, list(FAULTS)[number % len(FAULTS)], draw))
 
 
 def trial(crew: Crew, fault: str, draw: random.Random) -> Trial:

@@ -17,7 +17,7 @@ from typing import NamedTuple
 from llm.errors import Preempted
 from llm.manifest import sealed_steps
 from tools.faults import script
-from tools.faults.peers import alive, Crew, Hang, HANG_SECONDS, wait_for
+from tools.faults.peers import alive, Crew, in_crews, wait_for
 
 COUNTS = (1, 2, 3, 4)  # of processes
 
@@ -40,20 +40,7 @@ class Trial(NamedTuple):
 def trials(count: int, seed: int, workdir: pathlib.Path, counts: tuple[int, ...] = COUNTS) -> list[Trial]:
     """That many, shared among jobs of these sizes; one that hangs ends the trials of its job."""
     draw = random.Random(seed)
-    done: list[Trial] = []
-    for place, processes in enumerate(counts):
-        share = count * (place + 1) // len(counts) - count * place // len(counts)
-        folder = workdir / f'crew{processes}'
-        folder.mkdir(parents=True)
-        try:
-            with Crew(folder, processes) as crew:
-                wait_for(lambda: crew.trained_since(0.0), 5 * HANG_SECONDS)  # maybe nothing is compiled yet
-                for _ in range(share):
-                    done.append(trial(crew, draw))
-                    script.say(str(done[-1]))
-        except Hang:
-            script.say(f'{processes} processes: a hang')
-    return done
+    return in_crews(count, workdir, counts, lambda crew, number: trial(crew, draw))[0]
 
 
 def trial(crew: Crew, draw: random.Random) -> Trial:
