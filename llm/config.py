@@ -2,8 +2,8 @@
 
 In: a `ConfigDict` from `configs/`, with overrides from the command line applied.
 Out: a `PretrainConfig`, `SFTConfig`, `RewardConfig` or `PPOConfig`; every key known, typed and present.
-Left out: defaults and explanations of keys (`configs/base.py`), what a model is (`architecture.py`), anything that
-touches disk or devices.
+Left out: defaults and explanations of keys (`configs/base.py`), what a model is (`architecture.py`), how its weights
+are run (`execution.py`), anything that touches disk or devices.
 
 A field here has a default only if that value is neutral, that is, means "as if the key did not exist".
 Neutral values are left out of a run's identity, so that adding a key with one orphans no finished run.
@@ -14,40 +14,7 @@ import dataclasses
 from llm.architecture import ModelConfig
 from llm.door import from_dict
 from llm.errors import at_least, one_of, positive, UserError, within
-
-
-SPLASH_BLOCK = 128  # tokens of a row that the attention kernel takes at once, at least
-
-
-@dataclasses.dataclass(frozen=True)
-class MeshConfig:
-    """Devices along each mesh axis; -1 (at most once) takes what is left."""
-
-    data: int
-    fsdp: int
-    tensor: int
-    context: int = 1
-
-
-@dataclasses.dataclass(frozen=True)
-class ExecConfig:
-    """How the weights are run. Changes nothing that a checkpoint says, except through `compute_dtype`."""
-
-    mesh: MeshConfig
-    rules: dict[str, tuple[str, ...]]  # logical axis -> mesh axes
-    compute_dtype: str  # 'float32' | 'bfloat16'
-    remat: str  # 'none' | 'minimal' | 'qkv' | 'full' | 'offload'
-    scan_unroll: int
-    micro_batches: int
-    attention: str = 'einsum'  # 'einsum' | 'splash'
-    logits_chunk_vocab: int = 8192
-
-    def __post_init__(self):
-        one_of('exec.compute_dtype', self.compute_dtype, ('float32', 'bfloat16'))
-        one_of('exec.remat', self.remat, ('none', 'minimal', 'qkv', 'full', 'offload'))
-        one_of('exec.attention', self.attention, ('einsum', 'splash'))
-        at_least(1, self, 'logits_chunk_vocab', 'micro_batches', section='exec.')
-        at_least(0, self, 'scan_unroll', section='exec.')
+from llm.execution import ExecConfig, SPLASH_BLOCK
 
 
 @dataclasses.dataclass(frozen=True)

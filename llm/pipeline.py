@@ -25,10 +25,11 @@ from llm import processes
 from llm import provenance
 from llm import train_state
 from llm.checkpoint import load_params
-from llm.config import MeshConfig, stage_config, StageConfig
+from llm.config import stage_config, StageConfig
 from llm.config import STAGES as STAGE_CONFIGS
 from llm.door import from_dict, nearest
 from llm.errors import StorageError, UserError
+from llm.execution import MeshConfig
 from llm.loop import batch_of
 from llm.manifest import parse_reference, sealed_steps
 from llm.manifest import read as read_manifest

@@ -17,9 +17,9 @@ from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 import numpy as np
 
-from llm.config import MeshConfig
 from llm.door import nearest
 from llm.errors import UserError
+from llm.execution import MeshConfig
 
 MESH_AXES = ('data', 'fsdp', 'context', 'tensor')  # from the slowest wires to the fastest
 

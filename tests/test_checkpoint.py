@@ -12,8 +12,8 @@ import optax
 import pytest
 
 from llm.checkpoint import Checkpoints, load_params
-from llm.config import MeshConfig
 from llm.errors import StorageError, UserError
+from llm.execution import MeshConfig
 from llm.manifest import manifest_path, read
 from llm.sharding import make_mesh
 from tests.test_manifest import manifest, one_line

@@ -9,9 +9,10 @@ import pytest
 
 from configs import base
 from configs import sizes
-from llm.config import ExecConfig, SamplesConfig, stage_config, StageConfig, STAGES
+from llm.config import SamplesConfig, stage_config, StageConfig, STAGES
 from llm.door import from_dict
 from llm.errors import UserError
+from llm.execution import ExecConfig
 from llm.identity import digest, identity_dict
 
 RECIPES = [path.stem for path in pathlib.Path(base.__file__).parent.glob('*.py')

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from llm.config import MeshConfig
+from llm.execution import MeshConfig
 from llm.evaluate import held_out_batches, make_evaluator, means, spread
 from llm.objectives.loss import Loss, Term, weighted
 from llm.pipeline import STAGES, open_step

@@ -13,11 +13,12 @@ import pytest
 
 from configs import base
 from llm import figures
-from llm.config import DataConfig, MeshConfig
+from llm.config import DataConfig
 from llm.data import corpus
 from llm.data.prepare import prepare_text
 from llm.door import from_dict
 from llm.errors import UserError
+from llm.execution import MeshConfig
 from llm.pipeline import open_step, STAGES
 from llm.sharding import AxisRules, batch_sharding, make_mesh
 from llm.stages import sft

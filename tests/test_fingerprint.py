@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from llm.config import MeshConfig
+from llm.execution import MeshConfig
 from llm.fingerprint import _blocks, describe, fingerprint
 from llm.sharding import make_mesh
 from tests import tiny

@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 
 from configs import base
-from llm.config import GuardConfig, MeshConfig
+from llm.config import GuardConfig
 from llm.errors import UserError
+from llm.execution import MeshConfig
 from llm.guard import Rewind
 from llm.journal import agreed, averaged, Journal
 from llm.loop import fit

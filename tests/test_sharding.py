@@ -5,8 +5,8 @@ from jax.sharding import PartitionSpec
 import numpy as np
 import pytest
 
-from llm.config import MeshConfig
 from llm.errors import UserError
+from llm.execution import MeshConfig
 from llm.sharding import AxisRules, batch_sharding, check_batch, constrain, global_batch, make_mesh
 from tests import tiny
 

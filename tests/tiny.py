@@ -4,8 +4,9 @@ import dataclasses
 
 from configs import base
 from configs import sizes
-from llm.config import ExecConfig, MeshConfig, ModelConfig
+from llm.config import ModelConfig
 from llm.door import from_dict
+from llm.execution import ExecConfig, MeshConfig
 from tools.faults import job
 
 MODEL = from_dict(ModelConfig, sizes.tiny().to_dict())

@@ -23,11 +23,11 @@ from configs import base
 from llm import metrics
 from llm.architecture import ModelConfig
 from llm.checkpoint import load_params
-from llm.config import ExecConfig, MeshConfig
 from llm.data import foreign, shared
 from llm.data.tokenizer import FOREIGN, OWN, Tokenizer
 from llm.door import from_dict
 from llm.errors import UserError
+from llm.execution import ExecConfig, MeshConfig
 from llm.fingerprint import flatten
 from llm.interop import config_json, layout, plan as planning, safetensors
 from llm.interop.families import FAMILIES

@@ -27,11 +27,12 @@ from llm import metrics
 from llm import provenance
 from llm.architecture import ModelConfig
 from llm.checkpoint import Checkpoints
-from llm.config import ExecConfig, stage_config
+from llm.config import stage_config
 from llm.data import converted, foreign, json_file
 from llm.data.tokenizer import FOREIGN, Tokenizer
 from llm.door import from_dict
 from llm.errors import UserError
+from llm.execution import ExecConfig
 from llm.identity import digest
 from llm.interop import config_json, gguf, plan as planning, safetensors, stream
 from llm.interop.decoders import GGUF_LLAMA

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 from llm import train_state
 from llm.architecture import ModelConfig
-from llm.config import ExecConfig
+from llm.execution import ExecConfig
 from llm.fingerprint import flatten
 from llm.model.make import init_inputs, make_model
 from llm.sharding import AxisRules

@@ -14,7 +14,7 @@ from jax.ad_checkpoint import checkpoint_name
 import jax.numpy as jnp
 
 from llm.architecture import ModelConfig, RopeScaling
-from llm.config import ExecConfig
+from llm.execution import ExecConfig
 from llm.model import splash
 from llm.model.layers import Einsum, Norm, dropout, residual_stddev, softcap
 from llm.sharding import AxisRules, constrain

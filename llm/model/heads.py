@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from llm.architecture import ModelConfig
-from llm.config import ExecConfig
+from llm.execution import ExecConfig
 from llm.model.layers import Einsum, Norm, activate, logits_bias
 from llm.sharding import AxisRules
 

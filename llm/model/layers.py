@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from llm.architecture import GATED, ModelConfig
-from llm.config import ExecConfig
+from llm.execution import ExecConfig
 from llm.sharding import AxisRules, constrain, with_gathered
 
 INIT_STDDEV = 0.02  # GPT-2's, for every matrix and table

@@ -9,7 +9,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from llm.architecture import ModelConfig
-from llm.config import ExecConfig
+from llm.execution import ExecConfig
 from llm.model.attention import MaskSpec
 from llm.model.transformer import Transformer
 from llm.model.xlnet import XLNet

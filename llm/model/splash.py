@@ -11,8 +11,8 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ma
 from jax.sharding import NamedSharding, PartitionSpec
 
 from llm.architecture import ModelConfig
-from llm.config import SPLASH_BLOCK
 from llm.errors import UserError
+from llm.execution import SPLASH_BLOCK
 from llm.sharding import AxisRules
 
 SAVED = 'attended'  # name of what the forward pass leaves for the backward pass: output and log-sum-exp

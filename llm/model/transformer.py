@@ -14,7 +14,7 @@ from jax.ad_checkpoint import checkpoint_name
 import jax.numpy as jnp
 
 from llm.architecture import GATED, ModelConfig
-from llm.config import ExecConfig
+from llm.execution import ExecConfig
 from llm.model import heads, splash
 from llm.model.attention import Attention, Cache, MaskSpec, Rotary, make_rotaries
 from llm.model.layers import Embed, FeedForward, ImageEmbed, Norm, TokenHead, dropout, softcap

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from llm.architecture import ModelConfig
-from llm.config import ExecConfig
+from llm.execution import ExecConfig
 from llm.model import heads
 from llm.model.attention import MaskSpec, allowed
 from llm.model.layers import (boxed_normal, dropout, Einsum, Embed, FeedForward, INIT_STDDEV, Norm, residual_stddev,

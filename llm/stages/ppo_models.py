@@ -16,8 +16,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from llm.config import ExecConfig
 from llm.envs.preference import Env, make_env, whole_rows
+from llm.execution import ExecConfig
 from llm.model.transformer import Transformer
 from llm.objectives.log_probs import TokenLogProbs, token_log_probs
 from llm.rollout.generate import Generation, make_generate

@@ -12,8 +12,8 @@ import pytest
 
 from configs import sizes
 from llm.architecture import ModelConfig
-from llm.config import MeshConfig
 from llm.door import from_dict
+from llm.execution import MeshConfig
 from llm.fingerprint import flatten
 from llm.interop import config_json, import_hf, plan as planning, safetensors, stream
 from llm.interop.families import FAMILIES

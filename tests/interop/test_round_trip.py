@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from llm import run as run_lib
-from llm.config import MeshConfig
 from llm.data import tokenizer as tokenizers
 from llm.errors import UserError
+from llm.execution import MeshConfig
 from llm.fingerprint import flatten
 from llm.interop import config_json, export_hf, import_hf, layout, plan as planning
 from llm.interop.families import FAMILIES

@@ -14,8 +14,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from llm.architecture import ModelConfig
 from llm.checkpoint import Checkpoints
-from llm.config import MeshConfig
 from llm.data import foreign, shared, tokenizer as tokenizers
+from llm.execution import MeshConfig
 from llm.manifest import Manifest
 from llm.model.make import make_model
 from llm.sharding import make_mesh

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from llm.config import MeshConfig
+from llm.execution import MeshConfig
 from llm.pipeline import open_step
 from llm.sharding import make_mesh
 from llm.stages import ppo

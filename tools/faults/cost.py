@@ -29,8 +29,9 @@ from llm import processes
 from llm import provenance
 from llm import train_state
 from llm.checkpoint import Checkpoints
-from llm.config import ExecConfig, ModelConfig, OptimConfig
+from llm.config import ModelConfig, OptimConfig
 from llm.door import from_dict
+from llm.execution import ExecConfig
 from llm.loop import every
 from llm.main import enable_compilation_cache
 from llm.manifest import Manifest

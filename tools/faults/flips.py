@@ -23,8 +23,8 @@ import numpy as np
 import optax
 
 from llm.checkpoint import Checkpoints
-from llm.config import MeshConfig
 from llm.errors import UserError
+from llm.execution import MeshConfig
 from llm.manifest import Manifest
 from llm.sharding import make_mesh, replicated
 from tools.faults import script

@@ -25,8 +25,9 @@ from configs import base
 from configs import sizes
 from llm import train_state
 from llm.checkpoint import Checkpoints
-from llm.config import ExecConfig, MeshConfig, ModelConfig, OptimConfig
+from llm.config import ModelConfig, OptimConfig
 from llm.door import from_dict
+from llm.execution import ExecConfig, MeshConfig
 from llm.fingerprint import describe, flatten
 from llm.manifest import Manifest
 from llm.model.transformer import Transformer
