@@ -30,7 +30,9 @@ def test_it_listens_on_no_address_that_others_reach(crew):
 @pytest.mark.parametrize('fault', ['peer killed', 'coordinator stopped'])
 def test_a_fault_ends_all_and_the_job_goes_on(crew, fault):
     done = peers.trial(crew, fault, random.Random(0))
-    assert 0 < done.noticed_seconds < done.again_seconds and set(done.codes) & {128 + 9}
+    assert 0 < done.noticed_seconds < done.again_seconds
+    # Killed, by us or for being stopped; its peer by the coordination service, or by an error of the connection.
+    assert 128 + 9 in done.codes and set(done.codes) <= {1, 128 + 6, 128 + 9}
 
 
 def test_sigterm_to_one_saves_and_ends_all(crew):
