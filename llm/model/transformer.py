@@ -235,14 +235,14 @@ def scan_layers(block: type[nn.Module], exec_config: ExecConfig, num_layers: int
     return nn.map_variables(layers, 'params', trans_in_fn=cast)
 
 
-def train_flops_per_token(config: ModelConfig, seq_len: int, *, causal: bool = False) -> float:
+def train_flops_per_token(config: ModelConfig, seq_len: int) -> float:
     """FLOPs of a training step per token: 6 per weight of a matmul, and 12 L N H T of attention.
 
-    PaLM's convention (arXiv:2204.02311, appendix B): attention counts in full though half of it is masked
-    (`causal`: that half does not count), and recomputation does not count.
+    PaLM's convention (arXiv:2204.02311, appendix B): attention counts in full though half of it is masked, and
+    recomputation does not count.
     """
     projections = 2 * (config.num_heads + config.num_kv_heads) * config.head_dim
     feed_forward = (3 if config.mlp in GATED else 2) * config.mlp_dim
     weights = config.num_layers * config.model_dim * (projections + feed_forward)
     weights += config.vocab_size * config.model_dim
-    return 6.0 * weights + (6.0 if causal else 12.0) * config.num_layers * config.num_heads * config.head_dim * seq_len
+    return 6.0 * weights + 12.0 * config.num_layers * config.num_heads * config.head_dim * seq_len
