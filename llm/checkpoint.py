@@ -20,11 +20,13 @@ import dataclasses
 import datetime
 import json
 import logging
+import traceback
 from typing import Any, NamedTuple
 from unittest import mock
 
 from etils import epath
 import jax
+from jax.experimental import multihost_utils
 import orbax.checkpoint as ocp
 
 from llm.errors import StorageError, UserError
@@ -290,9 +292,19 @@ class _PatientLoop(asyncio.SelectorEventLoop):
 
 @contextlib.contextmanager
 def _disk_errors(folder: epath.Path, step: int):
-    """Turns whatever goes wrong while a step is written into one line."""
+    """Turns whatever goes wrong while a step is written into one line; a peer that is gone is no disk's doing."""
     try:
         yield
     except Exception as error:
+        if _of_a_peer(error):
+            raise RuntimeError(f'{folder}@{step} is not sealed, for not all processes came; one is gone') from error
         raise StorageError(f'{folder}@{step} could not be written ({first_line(error)}); make room there and '
                            f'start again, which continues from the last sealed step') from error
+
+
+def _of_a_peer(error: BaseException | None) -> bool:
+    """Whether processes failed to meet: Orbax's barriers raise from JAX's errors, gloo's are ValueErrors within JAX."""
+    if error is None or isinstance(error, jax.errors.JaxRuntimeError):
+        return error is not None
+    modules = {frame.f_globals.get('__name__') for frame, _ in traceback.walk_tb(error.__traceback__)}
+    return multihost_utils.__name__ in modules or _of_a_peer(error.__cause__)

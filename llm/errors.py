@@ -42,7 +42,7 @@ def exit_code(error: BaseException) -> int:
     """What a process ends with: 1 for whatever is not a user's, a disk's or a machine's doing, that is, for a bug."""
     if isinstance(error, (UserError, Preempted)):
         return error.exit_code
-    if isinstance(error, ConnectionError) or isinstance(error, OSError) and error.errno in _OF_STORAGE:
+    if isinstance(error, (ConnectionError, TimeoutError)) or isinstance(error, OSError) and error.errno in _OF_STORAGE:
         return StorageError.exit_code
     return UserError.exit_code if isinstance(error, OSError) else 1
 

@@ -12,7 +12,7 @@ import optax
 import pytest
 
 from llm.checkpoint import Checkpoints, load_params
-from llm.errors import StorageError, UserError
+from llm.errors import exit_code, StorageError, UserError
 from llm.execution import MeshConfig
 from llm.manifest import manifest_path, read
 from llm.sharding import make_mesh
@@ -291,6 +291,23 @@ def test_nothing_is_deleted_before_a_newer_step_is_sealed(tmp_path, monkeypatch)
     monkeypatch.undo()
     fill(tmp_path, (3, 4), keep=2)  # over the unsealed folder of step 3
     assert kept(tmp_path) == {3, 4}
+
+
+def test_a_peer_that_is_gone_is_not_taken_for_a_full_disk(tmp_path, monkeypatch):
+    """What Orbax raises then is a TimeoutError, which would be an OSError, and the job would not be tried again."""
+    fill(tmp_path, (1,))
+
+    def wait(_):
+        monkeypatch.undo()  # it is raised once
+        try:
+            raise jax.errors.JaxRuntimeError('UNAVAILABLE: Failed to send RPC to coordination service')
+        except jax.errors.JaxRuntimeError as error:
+            raise TimeoutError('Timed out while waiting for async_write_complete barrier.') from error
+    monkeypatch.setattr('orbax.checkpoint.AsyncCheckpointer.wait_until_finished', wait)
+    with pytest.raises(RuntimeError, match='one is gone') as error:
+        fill(tmp_path, (2,))
+    assert exit_code(error.value) == 1
+    assert restored(tmp_path)[0].step == 1
 
 
 def test_a_full_disk_is_one_line_and_the_old_step_stays(folder, caplog, capfd):
