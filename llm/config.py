@@ -78,6 +78,10 @@ class TokenizerConfig:
 
     path: str | None
     train_bytes: int
+    kind: str = 'bpe'  # 'bpe' | 'char'
+
+    def __post_init__(self):
+        one_of('tokenizer.kind', self.kind, ('bpe', 'char'))
 
 
 @dataclasses.dataclass(frozen=True)

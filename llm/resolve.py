@@ -185,7 +185,8 @@ def provide_tokenizer(run: Run) -> None:
         run.progress(f'{run.name} tokenizer', 0, 1)
         share = config.tokenizer.train_bytes // len(config.data.sources)
         texts = (text for name in config.data.sources for text in first_bytes(name, config.data, share))
-        tokenizer_lib.train(texts, config.model.vocab_size, config.tokenizer.train_bytes, str(place(run.folder)))
+        tokenizer_lib.train(texts, config.model.vocab_size, config.tokenizer.train_bytes, str(place(run.folder)),
+                            kind=config.tokenizer.kind)
         run.progress(f'{run.name} tokenizer', 1, 1)
     if run.parents and run.tokenizer.sha256 != run.identity['tokenizer']:
         raise UserError(f'{place(run.folder)} has SHA-256 {run.tokenizer.sha256[:8]}, the parent was trained with '

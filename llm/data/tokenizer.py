@@ -31,10 +31,12 @@ def piece_of(name: str) -> str:
     return f'<|{name}|>'
 
 
-def train(texts: Iterable[str], vocab_size: int, train_bytes: int, path: str) -> None:
-    """Trains BPE with byte fallback on the first `train_bytes` bytes of `texts`; writes the model to `path`.
+def train(texts: Iterable[str], vocab_size: int, train_bytes: int, path: str, *, kind: str = 'bpe') -> None:
+    """Trains on the first `train_bytes` bytes of `texts`; writes the model to `path`.
 
-    No normalisation, no dummy prefix: decode(encode(text)) == text for every text.
+    No normalisation, no dummy prefix. kind: 'bpe', with byte fallback: decode(encode(text)) == text for every text;
+    'char', len(SPECIAL) control tokens and one for each of the most frequent characters; any other, and U+2581, which
+    stands for the space in SentencePiece, is unknown.
     Raises UserError where the text is too little for `vocab_size` pieces.
     """
     model = io.BytesIO()
@@ -42,8 +44,9 @@ def train(texts: Iterable[str], vocab_size: int, train_bytes: int, path: str) ->
     sentences = list(_first_bytes(texts, train_bytes))
     try:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=iter(sentences), model_writer=model, model_type='bpe',
-            vocab_size=vocab_size, byte_fallback=True, normalization_rule_name='identity',
+            sentence_iterator=iter(sentences), model_writer=model, model_type=kind,
+            vocab_size=vocab_size, byte_fallback=kind == 'bpe', normalization_rule_name='identity',
+            character_coverage=0.9995 if kind == 'bpe' else 1.0,  # what BPE leaves out becomes bytes
             add_dummy_prefix=False, remove_extra_whitespaces=False, allow_whitespace_only_pieces=True,
             split_digits=True, max_sentence_length=2**30, minloglevel=2,
             control_symbols=[piece_of(name) for name in ROLES],

@@ -123,3 +123,25 @@ def test_model_without_our_marks_is_refused(tmp_path):
 
 def test_pieces_of_special_tokens_are_fixed():
     assert [piece_of(name) for name in SPECIAL[:3]] == ['<|pad|>', '<|bos|>', '<|eos|>']
+
+
+def test_characters(tmp_path):
+    """A token for every character, newline and space too; a character that was never seen is unknown."""
+    text, path = 'To be, or not to be:\n that is  the question', str(tmp_path / 'chars.model')
+    train([text], len(set(text)) + len(SPECIAL), 10**6, path, kind='char')
+    tokenizer = Tokenizer.from_file(path)
+    for known in (text, 'b\n\nb', '  '):
+        check(tokenizer, known)
+        assert len(tokenizer.encode(known)) == len(known)
+    assert tokenizer.encode('Z') == [tokenizer.special_ids['unk']]
+
+
+def test_a_vocabulary_of_fewer_or_more_characters(tmp_path):
+    """The rarest are unknown; there are no more tokens than characters."""
+    path = str(tmp_path / 'chars.model')
+    train(['aaaabbbbc'], 2 + len(SPECIAL), 10**6, path, kind='char')
+    tokenizer = Tokenizer.from_file(path)
+    assert tokenizer.decode(tokenizer.encode('abba')) == 'abba'
+    assert tokenizer.encode('c') == [tokenizer.special_ids['unk']]
+    train(['aaaabbbbc'], 100, 10**6, path, kind='char')
+    assert Tokenizer.from_file(path).vocab_size == 3 + len(SPECIAL)

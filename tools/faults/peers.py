@@ -28,6 +28,7 @@ NOTICED_SECONDS = 15.0
 AGAIN_SECONDS = 60.0
 HANG_SECONDS = 120.0
 COUNTS = (2, 3, 4)  # of processes
+SAVE_EVERY_STEPS = 5
 FAULTS = {'peer killed': (False, signal.SIGKILL), 'peer stopped': (False, signal.SIGSTOP),
           'coordinator killed': (True, signal.SIGKILL), 'coordinator stopped': (True, signal.SIGSTOP)}
 
@@ -50,7 +51,7 @@ class Crew(contextlib.AbstractContextManager):
     def __init__(self, folder: pathlib.Path, processes: int):
         self._folder, self.size = folder, processes
         config = job.first(job.pipeline_config(folder, mesh=(processes, 1, 1), **{
-            'pretrain.stop_step': 10**6, 'pretrain.eval_every_steps': 500, 'pretrain.save_every_steps': 5,
+            'pretrain.stop_step': 10**6, 'pretrain.eval_every_steps': 500, 'pretrain.save_every_steps': SAVE_EVERY_STEPS,
             'pretrain.log_every_steps': 1, 'pretrain.batch_size': 12}), 1)
         job.write_data(folder)
         job.write_config(config, folder)
@@ -129,15 +130,15 @@ def in_crews(count: int, workdir: pathlib.Path, counts: tuple[int, ...], one: Ca
         share = count * (place + 1) // len(counts) - count * place // len(counts)
         folder = workdir / f'crew{processes}'
         folder.mkdir(parents=True)
-        try:
-            with Crew(folder, processes) as crew:
+        with Crew(folder, processes) as crew:
+            try:
                 wait_for(lambda: crew.trained_since(0.0), 5 * HANG_SECONDS)  # maybe nothing is compiled yet
                 for number in range(share):
                     done.append(one(crew, number + place))
                     script.say(str(done[-1]))
-        except Hang:
-            script.say(f'{processes} processes: a hang')
-            hangs += 1
+            except Hang:
+                script.say(f'{processes} processes: a hang; so far they ended with {crew.codes()}')
+                hangs += 1
     return done, hangs
 
 
@@ -148,8 +149,10 @@ def trials(count: int, seed: int, workdir: pathlib.Path, counts: tuple[int, ...]
 
 
 def trial(crew: Crew, fault: str, draw: random.Random) -> Trial:
+    # A step was sealed since the last fault, so that all processes came further than ever: their supervisors count from
+    # 0 again. One row is not enough, for a process may have been ahead of the rows when it died.
     furthest = crew.rows()[-1]['step']
-    wait_for(lambda: crew.trained_since(0.0, furthest))  # progress: the supervisors count from 0 again
+    wait_for(lambda: crew.trained_since(0.0, furthest + SAVE_EVERY_STEPS))
     time.sleep(draw.uniform(0, 5))
     first, number = FAULTS[fault]
     members, before = crew.members(), crew.codes()
