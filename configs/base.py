@@ -187,7 +187,7 @@ def pretrain(model: ConfigDict) -> ConfigDict:
         config.tokenizer = ConfigDict({
             'path': placeholder(str),   # a .model of ours, or a folder of somebody's tokenizer; empty: one is trained.
             'train_bytes': 10_000_000,  # of text that it is trained on, at most.
-            'kind': 'bpe',              # of one that is trained: bpe (falls back to bytes), or char (others are unknown).
+            'kind': 'bpe',              # of one that is trained: bpe (with bytes for the rest) or char.
         })
         config.z_loss = 0.0             # coefficient of the squared log-partition (PaLM: 1e-4).
     return config

@@ -1,8 +1,8 @@
 """Characters of tiny-shakespeare: the model and the recipe that nanoGPT's README gives for a CPU.
 
-Source: nanoGPT, README, "I only have a macbook": 4 layers, width 128, blocks of 64, 12 rows, 2,000 steps; learning rate,
-betas and decay of its config/train_shakespeare_char.py. Differences: rows are the windows of a stream in a shuffled
-order, not random offsets; the tokenizer has 7 control tokens beside the 65 characters.
+Source: nanoGPT, README, "I only have a macbook": 4 layers, width 128, blocks of 64, 12 rows, 2,000 steps; learning
+rate, betas and decay of its config/train_shakespeare_char.py. Differences: rows are the windows of a stream in a
+shuffled order, not random offsets; the tokenizer has 7 control tokens beside the 65 characters.
 `:better` has the same parameters, rows and steps, trained better (experiments/nanogpt).
 The text, of 1,115,394 bytes, is Karpathy's char-rnn's (SHA-256 86c4e6aa...): put it where you start, or name it by
 --config.data.sources.shakespeare.text=FILE. Its last tenth is held out, as in nanoGPT.
@@ -16,7 +16,7 @@ from configs import base
 
 
 def get_config(variant: str = '') -> ConfigDict:
-    base.check_variant(variant, ('', 'better'))
+    base.check_variant(variant, ('', 'better', 'tiny'))
     config = base.pretrain(base.model(
         vocab_size=72, model_dim=128, num_layers=4, num_heads=4, num_kv_heads=4, head_dim=32, mlp_dim=512,
         max_positions=64, positions='learned', norm='layernorm', norm_eps=1e-5, mlp='gelu_exact', use_bias=False,
@@ -33,4 +33,6 @@ def get_config(variant: str = '') -> ConfigDict:
     config.samples.prompts = ('ROMEO:\n',)
     if variant == 'better':
         config.optim.update(name='muon', learning_rate=1e-2)
+    if variant == 'tiny':
+        base.shrink(config)
     return config

@@ -7,6 +7,7 @@ Left out: everything else; the pipeline decides what runs.
 """
 
 from collections.abc import Callable
+import ctypes
 import os
 import sys
 import threading
@@ -35,6 +36,7 @@ RERUN = flags.DEFINE_string('rerun', None, 'name of a finished stage to run agai
 
 
 _MOMENT_SECONDS = 2.0
+_MALLOC_OPTIONS = {-1: 2**31 - 1, -3: 2**30, -8: 1}  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD in bytes; M_ARENA_MAX
 _EXAMPLES = {'config': 'configs/quickstart.py', 'workdir': 'runs/quickstart', 'pod': 'v5e-256'}
 
 
@@ -43,6 +45,7 @@ def guarded(work: Callable[[], None]) -> int:
     threading.excepthook = _thread_failed
     try:
         processes.choose_platform()
+        keep_memory()
         enable_compilation_cache()
         work()
     except (UserError, Preempted) as error:
@@ -112,6 +115,17 @@ def enable_compilation_cache() -> None:
     """Compiled programs outlive the process; JAX_COMPILATION_CACHE_DIR names another place."""
     if jax.config.jax_compilation_cache_dir is None:
         jax.config.update('jax_compilation_cache_dir', os.path.expanduser('~/.cache/quartet/xla'))
+
+
+def keep_memory() -> None:
+    """On the CPU, freed arrays stay with the process, in one heap of glibc's, for the next step.
+
+    Fresh pages for every step's buffers took a sixth of it (experiments/bench). Must come before the first array.
+    """
+    libc = ctypes.CDLL(None)
+    if jax.config.jax_platforms == 'cpu' and hasattr(libc, 'mallopt'):
+        for option, value in _MALLOC_OPTIONS.items():
+            libc.mallopt(option, value)
 
 
 def leave(work: Callable[[], None]) -> None:

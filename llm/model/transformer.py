@@ -235,8 +235,10 @@ def scan_layers(block: type[nn.Module], exec_config: ExecConfig, num_layers: int
     return nn.map_variables(layers, 'params', trans_in_fn=cast)
 
 
-def train_flops_per_token(config: ModelConfig, seq_len: int) -> float:
+def train_flops_per_token(config: ModelConfig, seq_len: int, *, logits_share: float = 1.0) -> float:
     """FLOPs of a training step per token: 6 per weight of a matmul, and 12 L N H T of attention.
+
+    logits_share: of the tokens, whose logits over the vocabulary are computed; 0 with a scalar head.
 
     PaLM's convention (arXiv:2204.02311, appendix B): attention counts in full though half of it is masked, and
     recomputation does not count.
@@ -244,5 +246,5 @@ def train_flops_per_token(config: ModelConfig, seq_len: int) -> float:
     projections = 2 * (config.num_heads + config.num_kv_heads) * config.head_dim
     feed_forward = (3 if config.mlp in GATED else 2) * config.mlp_dim
     weights = config.num_layers * config.model_dim * (projections + feed_forward)
-    weights += config.vocab_size * config.model_dim
+    weights += logits_share * config.vocab_size * config.model_dim
     return 6.0 * weights + 12.0 * config.num_layers * config.num_heads * config.head_dim * seq_len

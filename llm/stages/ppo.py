@@ -147,8 +147,9 @@ def programs(run: Run) -> Programs:
     if config.ptx_coef:
         whole |= {_CHATS + name: field for name, field in text_rows(run, count).items()}
     batch = {name: _like_rows(run, field, config.batch_size) for name, field in whole.items()}
-    policy, value = (train_flops_per_token(model.config, config.seq_len) for model in (models.policy, models.value))
-    reader = train_flops_per_token(models.scorer.config, config.seq_len)
+    flops = functools.partial(train_flops_per_token, seq_len=config.seq_len)
+    policy = flops(models.policy.config, logits_share=config.max_new_tokens / config.seq_len)
+    value, reader = (flops(model.config, logits_share=0.0) for model in (models.value, models.scorer))
     tokens, trained = count * config.seq_len, config.batch_size * config.seq_len
     key = jax.ShapeDtypeStruct((), state.key.dtype, sharding=replicated(run.mesh))
     resident = {**state.params, 'optimizer': state.opt_state, 'reference': frozen['reference'], 'reward': scorer}
@@ -204,7 +205,7 @@ def clipped_loss(run: Run, models: Models, params: Any, frozen: None, batch: dic
                  key: jax.Array) -> Loss:
     """The policy's and the value's clipped losses of a minibatch, maybe its chats', and the policy's entropy."""
     config, mask_BT = run.config, batch['mask_BT']
-    new = read_log_probs(run, models, params['policy'], batch['tokens_BT'])
+    new = read_log_probs(run, models, params['policy'], batch['tokens_BT'], mask_BT)
     value_BT = read_values(run, models, params['value'], batch['tokens_BT'])
     policy = ppo.policy_loss(new.logp_BT, batch['logp_old_BT'], batch['advantage_BT'], mask_BT,
                              clip_epsilon=config.clip_epsilon)

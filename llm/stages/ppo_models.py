@@ -97,13 +97,13 @@ def make_rollout(run: Run, models: Models, env: Env) -> Rollout:
 
     def score(value, frozen, made, index_B, version):
         judged = env.step(frozen['scorer'], made.tokens_BT, made.length_B)
-        reference = read_log_probs(run, models, frozen['reference'], made.tokens_BT)
+        reference = read_log_probs(run, models, frozen['reference'], made.tokens_BT, made.mask_BT)
         value_BT = read_values(run, models, value, made.tokens_BT)
         mask_BT = made.mask_BT
         last_BT = jnp.cumsum(mask_BT[:, ::-1], axis=1)[:, ::-1] * mask_BT == 1
         trajectories = Trajectories(
             tokens_BT=made.tokens_BT, mask_BT=mask_BT, logp_old_BT=made.logp_BT,
-            logp_ref_BT=reference.logp_BT * mask_BT, value_BT=value_BT * mask_BT,
+            logp_ref_BT=reference.logp_BT, value_BT=value_BT * mask_BT,
             reward_BT=jnp.where(last_BT, judged.reward_B[:, None], 0.0),
             turn_BT=jnp.zeros_like(made.tokens_BT), group_B=index_B,
             weights_version_B=jnp.full_like(index_B, version))
@@ -134,12 +134,21 @@ def rollout_policy(run: Run, models: Models) -> Any:
     return abstract_params(initializer(models.policy), run.mesh, rules)
 
 
-def read_log_probs(run: Run, models: Models, params: Any, tokens_BT: jax.Array) -> TokenLogProbs:
-    """Of each token t given those before it, at the sampling temperature; meaningless at t = 0."""
+def read_log_probs(run: Run, models: Models, params: Any, tokens_BT: jax.Array, mask_BT: jax.Array) -> TokenLogProbs:
+    """Of each chosen token (mask 1) given those before it, at the sampling temperature; 0 elsewhere.
+
+    Logits are those of chosen tokens alone: of a row, at most max_new_tokens.
+    """
     variables = {'params': params}
-    x_BTD = models.policy.apply(variables, tokens_BT, *whole_rows(tokens_BT), method='hidden')
-    return token_log_probs(_before(x_BTD), models.policy.apply(variables, method='unembedding'), tokens_BT,
-                           temperature=run.config.temperature, **models.policy.log_probs_options())
+    x_BTD = _before(models.policy.apply(variables, tokens_BT, *whole_rows(tokens_BT), method='hidden'))
+    place_BS = jnp.argsort(mask_BT == 0, axis=1, stable=True)[:, :run.config.max_new_tokens]  # the chosen ones first
+    found = token_log_probs(jnp.take_along_axis(x_BTD, place_BS[:, :, None], 1),
+                            models.policy.apply(variables, method='unembedding'),
+                            jnp.take_along_axis(tokens_BT, place_BS, 1), temperature=run.config.temperature,
+                            **models.policy.log_probs_options())
+    row_B1 = jnp.arange(len(tokens_BT))[:, None]
+    return jax.tree.map(lambda value_BS: mask_BT * jnp.zeros_like(mask_BT).at[row_B1, place_BS].set(
+        value_BS, unique_indices=True), found)
 
 
 def read_values(run: Run, models: Models, params: Any, tokens_BT: jax.Array) -> jax.Array:

@@ -50,7 +50,7 @@ def run(run: Run) -> Result:
 
     with Journal(run, state, head='scalar', objective='k-wise ranking', metric='k_wise',
                  higher_is_better=False,
-                 flops_per_token=train_flops_per_token(run.model_config, config.seq_len),
+                 flops_per_token=train_flops_per_token(run.model_config, config.seq_len, logits_share=0.0),
                  normalizer=make_normalizer(run, answers)) as journal:
         if journal.fresh:
             journal.evaluate(0, held_out, averaged(state))
@@ -97,7 +97,7 @@ def programs(run: Run) -> Programs:
                  length_BR=(answers, jnp.int32), score_BR=(answers, jnp.float32), valid_BR=(answers, jnp.bool_))
     return one_update(state, make_step(run, make_objective(run), tx, state, schedule(config.optim)), batch,
                       tokens=config.batch_size * config.ranked_answers * config.seq_len,
-                      flops_per_token=train_flops_per_token(run.model_config, config.seq_len))
+                      flops_per_token=train_flops_per_token(run.model_config, config.seq_len, logits_share=0.0))
 
 
 def ranking_loss(model: Transformer, params: Any, frozen: None, batch: dict[str, jax.Array],

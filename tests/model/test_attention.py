@@ -25,6 +25,34 @@ def test_attention_is_that_of_jax_with_keys_shared_by_groups(kv_heads):
     np.testing.assert_allclose(ours, jax.nn.dot_product_attention(q, *repeated, is_causal=True), atol=1e-5)
 
 
+@pytest.mark.parametrize('window', [0, 70])
+@pytest.mark.parametrize('length, causal', [(64, True), (200, True), (1100, True), (200, False)])
+def test_whole_rows_in_blocks_are_those_of_jax_with_a_dense_mask(length, causal, window):
+    """Lengths of one block, of a last block that is short, and of longer blocks; segments end within blocks."""
+    q, k, v = (jax.random.normal(jax.random.key(seed), (2, length, 2, 16)) for seed in range(3))
+    segment_T = np.searchsorted([length // 3, length // 2], np.arange(length), side='right')
+    position_T = np.arange(length) - np.array([0, length // 3, length // 2])[segment_T]
+    index_T = np.arange(length)
+    sees_TS = segment_T[:, None] == segment_T[None]
+    if causal:
+        sees_TS &= index_T[:, None] >= index_T[None]
+    if window:
+        sees_TS &= index_T[:, None] - index_T[None] < window
+    mask = MaskSpec(causal, jnp.broadcast_to(segment_T, (2, length)))
+    attention = Attention(tiny.model(num_kv_heads=2, window=window), tiny.execution(), 0.0)
+
+    def ours(q, k, v):
+        return attention.apply({}, q, k, v, mask, jnp.broadcast_to(position_T, (2, length)), window or None,
+                               method='_attend_in_blocks')
+
+    def theirs(q, k, v):
+        return jax.nn.dot_product_attention(q, k, v, mask=jnp.asarray(sees_TS)[None, None])
+    (ours_BTNH, ours_back), (theirs_BTNH, theirs_back) = jax.vjp(ours, q, k, v), jax.vjp(theirs, q, k, v)
+    np.testing.assert_allclose(ours_BTNH, theirs_BTNH, atol=1e-5)
+    for gradient, expected in zip(ours_back(q), theirs_back(q)):
+        np.testing.assert_allclose(gradient, expected, atol=5e-5)
+
+
 def test_rotary_scores_depend_on_the_distance_alone():
     q, k = heads(0, 2, length=1), heads(1, 2, length=1)
 

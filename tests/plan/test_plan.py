@@ -45,13 +45,16 @@ def small(**keys):
 
 @pytest.mark.parametrize('name', ['v4-8', 'v5e-8', 'v5p-8', 'v6e-8', 'tpu7x-8'])
 def test_a_tiny_model_compiles_for_each_kind_of_chip(name):
-    """Without recomputation and with one chunk of logits, the arithmetic is that of the convention, to the last one."""
+    """Without recomputation and with one chunk of logits, the arithmetic is that of the convention, to the last one, but
+    for the quarter of the scores that attention in blocks leaves out: rows of 128 are two blocks of queries."""
     config = small(**{'exec.compute_dtype': 'bfloat16'})
     run, = paper(config, name).values()
     plan = plan_stage(run, pod(name))
     step = plan.programs['step']
-    expected = train_flops_per_token(run.model_config, 128) * 8 * 128
-    assert plan.devices * step.work.flops == expected == step.model_flops
+    model, tokens = run.model_config, 8 * 128
+    assert step.model_flops == train_flops_per_token(model, 128) * tokens
+    left_out = 12 * model.num_layers * model.num_heads * model.head_dim * 128 / 4
+    assert plan.devices * step.work.flops == step.model_flops - left_out * tokens
     assert plan.fits and 0 < step.need_gib < 1 and plan.mfu_bound <= 1
     assert step.work.seconds <= step.work.seconds_without_overlap
     assert plan.hours * 3600 == pytest.approx(20 * plan.seconds)
