@@ -32,7 +32,7 @@ def get_config(variant: str = '') -> ConfigDict:
     config.eval_rows = 2000  # all of them
     config.samples.prompts = ('ROMEO:\n',)
     if variant == 'better':
-        config.optim.update(name='muon', learning_rate=1e-2)
+        config.optim.update(name='muon', learning_rate=1e-2, final_fraction=0.0)
     if variant == 'tiny':
         base.shrink(config)
     return config
