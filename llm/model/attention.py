@@ -45,8 +45,7 @@ class Cache(NamedTuple):
     column: jax.Array  # int32; where the next token goes
 
     def positions(self, positions_BT: jax.Array) -> jax.Array:
-        """positions_BS of what the columns hold once these tokens are written; of no token of a row's own: beyond all.
-        """
+        """positions_BS of what the columns hold once these tokens are written; beyond all where it is not the row's."""
         size, length = self.k_LBKSH[0].shape[-2], positions_BT.shape[1]
         age_S = (self.column + length - 1 - jnp.arange(size)) % size
         positions_BS = positions_BT[:, -1:] - age_S[None]
