@@ -86,7 +86,7 @@ def answers(run: Run, params: Any, prompts: list[list[int]]) -> list[str]:
                          np.arange(size, dtype=np.int32), run.rows_sharding)
     generate = jax.jit(make_generate(model, max_new_tokens=how.max_new_tokens, temperature=how.temperature,
                                      eos_id=special['eos'], pad_id=special['pad']))
-    made = generate(params, **batch, key=jax.random.key(run.config.seed))
+    made = generate(params, batch['tokens_BT'], batch['length_B'], batch['index_B'], jax.random.key(run.config.seed))
     return texts(run, multihost_utils.process_allgather(made, tiled=True))[:len(prompts)]
 
 

@@ -40,3 +40,7 @@ class ExecConfig:
         one_of('exec.attention', self.attention, ('einsum', 'splash'))
         at_least(1, self, 'logits_chunk_vocab', 'micro_batches', section='exec.')
         at_least(0, self, 'scan_unroll', section='exec.')
+
+    def unrolls(self, num_layers: int) -> bool:
+        """Whether the scan over so many layers is no loop."""
+        return not 0 < self.scan_unroll < num_layers

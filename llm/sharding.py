@@ -102,6 +102,12 @@ def make_mesh(config: MeshConfig, devices=None) -> Mesh:
     return Mesh(placed, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
 
 
+def platform() -> str:
+    """That of the mesh set by `jax.set_mesh`, whose devices need not be there; without one, this process's own."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return jax.default_backend() if mesh.empty else mesh.abstract_device.platform
+
+
 def constrain(x: jax.Array, names: tuple[str | None, ...], rules: AxisRules) -> jax.Array:
     """Pins an activation's sharding under the mesh set by `jax.set_mesh`; a no-op without one.
 

@@ -382,3 +382,11 @@ def test_browser_would_find_what_is_wrong(browser, handmade, tmp_path, markup, c
         assert any(complaint in said for said in browser.complaints)
     else:
         assert browser.value('document.documentElement.scrollWidth') > 375
+
+
+def test_a_sample_is_read_whole_whatever_stands_in_it(tmp_path):
+    """Line ends of Unicode that are none of JSON lines', and a line torn while it was written."""
+    rows = [{'answer': f'one{end}two'} for end in ('\x85', '\u2028', '\x1c', '\n', '\r')]
+    lines = [json.dumps(row, ensure_ascii=False) for row in rows]
+    (tmp_path / 'samples.jsonl').write_text('\n'.join([*lines, lines[0][:-4]]), 'utf-8')
+    assert Stage(tmp_path).samples == rows

@@ -20,7 +20,7 @@ def printed(capsys, monkeypatch):
         monkeypatch.setattr(sys, 'argv', [tool.__name__, *words])
         capsys.readouterr()
         assert guarded(tool.main) == 0
-        return capsys.readouterr().out.splitlines()
+        return lines(capsys.readouterr().out)
     return call
 
 
@@ -37,9 +37,14 @@ def refusal(capsys, monkeypatch):
     return call
 
 
+def lines(text: str) -> list[str]:
+    """As JSON lines has them: what else `splitlines` takes for an end may stand in an answer."""
+    return text.removesuffix('\n').split('\n')
+
+
 def samples_of(folder) -> list[dict]:
     """What the finished run said."""
-    return [json.loads(line) for line in (folder / 'samples.jsonl').read_text().splitlines()]
+    return [json.loads(line) for line in lines((folder / 'samples.jsonl').read_text())]
 
 
 @pytest.mark.parametrize('name, step', [('pretrain', 2), ('sft', None), ('ppo', 2)])

@@ -36,21 +36,37 @@ class MaskSpec:
 
 
 class Cache(NamedTuple):
-    """Keys and values of the tokens so far, all layers; slot s of a row holds position s."""
+    """Keys and values of each row's last S tokens, all layers: a ring, of which all rows write the same column at once.
 
-    k_LBSKH: jax.Array
-    v_LBSKH: jax.Array
+    Rows may have begun at different times: how long ago a column was written tells its token's position. Layers are
+    stacked, or, where the scan over them is unrolled, arrays of their own: a CPU copies what it slices from a stack.
+    """
+
+    k_LBKSH: jax.Array | tuple[jax.Array, ...]
+    v_LBKSH: jax.Array | tuple[jax.Array, ...]
+    column: jax.Array  # int32; where the next token goes
+
+    def positions(self, positions_BT: jax.Array) -> jax.Array:
+        """positions_BS of what the columns hold once these tokens are written; beyond all where it is not the row's."""
+        size, length = self.k_LBKSH[0].shape[-2], positions_BT.shape[1]
+        age_S = (self.column + length - 1 - jnp.arange(size)) % size
+        positions_BS = positions_BT[:, -1:] - age_S[None]
+        return jnp.where(positions_BS >= 0, positions_BS, _UNBOUNDED)
 
 
 def init_cache(config: ModelConfig, exec_config: ExecConfig, batch: int, length: int) -> Cache:
     """An empty cache for `batch` rows of up to `length` tokens, in the compute dtype."""
-    shape = (config.num_layers, batch, length, config.num_kv_heads, config.head_dim)
+    shape = (batch, config.num_kv_heads, length, config.head_dim)
     rules = AxisRules.from_config(exec_config.rules)
 
-    def empty() -> jax.Array:
-        zeros = jnp.zeros(shape, exec_config.compute_dtype)
-        return constrain(zeros, (None, 'batch', None, 'act_kv_heads', None), rules)
-    return Cache(empty(), empty())
+    def empty(*layers: int) -> jax.Array:
+        zeros = jnp.zeros((*layers, *shape), exec_config.compute_dtype)
+        return constrain(zeros, (*(None for _ in layers), 'batch', 'act_kv_heads', None, None), rules)
+
+    def all_layers() -> jax.Array | tuple[jax.Array, ...]:
+        count = config.num_layers
+        return tuple(empty() for _ in range(count)) if exec_config.unrolls(count) else empty(count)
+    return Cache(all_layers(), all_layers(), jnp.int32(0))
 
 
 class Rotary(NamedTuple):
@@ -146,9 +162,9 @@ class Attention(nn.Module):
             return self._out(out_BTNH), None
         if cache is not None:
             assert mask.causal and mask.segments_BT is None, 'a cache holds one causal piece a row'
-            cache = _write(cache, layer, k_BSKH, v_BSKH, positions_BT)
-            k_BSKH, v_BSKH = cache.k_LBSKH[layer], cache.v_LBSKH[layer]
-            positions_BS = jnp.arange(k_BSKH.shape[1])[None]
+            positions_BS = cache.positions(positions_BT)
+            cache = _write(cache, layer, k_BSKH, v_BSKH)
+            k_BSKH, v_BSKH = cache.k_LBKSH[layer].swapaxes(1, 2), cache.v_LBKSH[layer].swapaxes(1, 2)
             out_BTNH = self._attend(q_BTNH, k_BSKH, v_BSKH, allowed(mask, positions_BT, positions_BS, window))
         else:
             out_BTNH = self._attend_in_blocks(q_BTNH, k_BSKH, v_BSKH, mask, positions_BT, window)
@@ -220,11 +236,12 @@ class Attention(nn.Module):
         return out_BZKH.reshape(batch, length, groups, kv_heads, width).swapaxes(2, 3).reshape(q_BTNH.shape)
 
 
-def _write(cache: Cache, layer: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array, positions_BT: jax.Array) -> Cache:
-    """Puts keys and values into one layer of the cache, each into the slot of its position."""
-    rows_B1 = jnp.arange(positions_BT.shape[0])[:, None]
-
-    def put(cache_LBSKH, new_BTKH):
-        slots = cache_LBSKH.at[layer, rows_B1, positions_BT]
-        return slots.set(new_BTKH, mode='promise_in_bounds', unique_indices=True)
-    return Cache(put(cache.k_LBSKH, k_BTKH), put(cache.v_LBSKH, v_BTKH))
+def _write(cache: Cache, layer: jax.Array | int, k_BTKH: jax.Array, v_BTKH: jax.Array) -> Cache:
+    """Puts keys and values into one layer of the cache, from its column on."""
+    def put(held_LBKSH, new_BTKH):
+        new_BKTH, at = new_BTKH.swapaxes(1, 2), (0, 0, cache.column, 0)
+        if not isinstance(held_LBKSH, tuple):
+            return jax.lax.dynamic_update_slice(held_LBKSH, new_BKTH[None], (layer, *at))
+        written_BKSH = jax.lax.dynamic_update_slice(held_LBKSH[layer], new_BKTH, at)
+        return *held_LBKSH[:layer], written_BKSH, *held_LBKSH[layer + 1:]
+    return cache._replace(k_LBKSH=put(cache.k_LBKSH, k_BTKH), v_LBKSH=put(cache.v_LBKSH, v_BTKH))

@@ -13,7 +13,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from llm.architecture import ModelConfig
 from llm.errors import UserError
 from llm.execution import SPLASH_BLOCK
-from llm.sharding import AxisRules
+from llm.sharding import AxisRules, platform
 
 SAVED = 'attended'  # name of what the forward pass leaves for the backward pass: output and log-sum-exp
 _LARGEST = 512  # tokens of a block; larger ones win little and take fast memory
@@ -45,11 +45,10 @@ def attend(q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, segments_BT:
     head_shards, length_shards = (1, 1) if alone else (rules.ways('act_heads'), rules.ways('length'))
     _, length, num_heads, width = q_BTNH.shape
     of_heads = masks.MultiHeadMask([_mask(length, causal, config.window, length_shards)] * num_heads)
-    interpret = (jax.default_backend() if mesh.empty else mesh.abstract_device.platform) != 'tpu'
     made = kernel.make_splash_mha(
         of_heads, block_sizes=_block_sizes(length // length_shards, length), head_shards=head_shards,
         q_seq_shards=length_shards, attn_logits_soft_cap=config.attention_softcap or None,
-        residual_checkpoint_name=SAVED, interpret=interpret)
+        residual_checkpoint_name=SAVED, interpret=platform() != 'tpu')
     q_BTNH = q_BTNH * (config.query_scale or width) ** -0.5
     arrays = made, q_BTNH, k_BSKH, v_BSKH, segments_BT, segments_BT
     if alone:

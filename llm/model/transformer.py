@@ -155,8 +155,9 @@ class Transformer(nn.Module):
               deterministic: bool = True) -> tuple[jax.Array, Cache | None]:
         """All layers, and the final norm where there is one.
 
-        With a cache, keys and values are written to the slots of their positions, and a query sees every slot up
-        to its own (of its window); the cache must be long enough.
+        With a cache, keys and values are written to its next columns, which must not pass its end, and a query sees
+        those of its own row up to its own position (of its window); a position below 0 is padding, which is not seen.
+        Layers that stand apart (`layers_apart`) run one after the other, without a scan.
         """
         config = self.config
         assert mask.causal == (config.kind == 'decoder'), f'a model of kind {config.kind!r} with {mask.causal=}'
@@ -165,9 +166,18 @@ class Transformer(nn.Module):
             splash.check(config, self.dropout)
         x_BTD = dropout(x_BTD, rate, 'embed_dropout')
         rotaries = make_rotaries(config, positions_BT)
-        layers = scan_layers(Block, self.exec, config.num_layers, 3, initializing=self.is_initializing())(
-            config, self.exec, rate, name='layers')
-        (x_BTD, cache), _ = layers((x_BTD, cache), jnp.arange(config.num_layers), positions_BT, mask, rotaries)
+        carry, shared = (x_BTD, cache), (positions_BT, mask, rotaries)
+        if self.has_variable('params', 'layers_0'):
+            for layer in range(config.num_layers):
+                carry, _ = Block(config, self.exec, rate, name=f'layers_{layer}')(carry, layer, *shared)
+        else:
+            layers = scan_layers(Block, self.exec, config.num_layers, 3, initializing=self.is_initializing())(
+                config, self.exec, rate, name='layers')
+            carry, _ = layers(carry, jnp.arange(config.num_layers), *shared)
+        x_BTD, cache = carry
+        if cache is not None:
+            columns = cache.k_LBKSH[0].shape[-2]
+            cache = cache._replace(column=(cache.column + positions_BT.shape[1]) % columns)
         return self.final_norm(x_BTD) if config.norm_first else x_BTD, cache
 
     def unembedding(self) -> jax.Array:
@@ -233,6 +243,18 @@ def scan_layers(block: type[nn.Module], exec_config: ExecConfig, num_layers: int
         return jax.tree_util.tree_map_with_path(
             lambda path, leaf: leaf.astype(exec_config.compute_dtype) if path[-1].key == 'w' else leaf, variables)
     return nn.map_variables(layers, 'params', trans_in_fn=cast)
+
+
+def layers_apart(params: dict[str, Any], config: ModelConfig, exec_config: ExecConfig) -> dict[str, Any]:
+    """The parameters with a tree for each layer, `layers_0` and so on, where `exec.scan_unroll` unrolls them all.
+
+    For calls in a loop: each turn of it would copy every layer out of the stack on CPU (69 MB of a 17 M model).
+    """
+    if not exec_config.unrolls(config.num_layers):
+        return params
+    stacked = params['layers']
+    apart = {f'layers_{layer}': jax.tree.map(lambda x: x[layer], stacked) for layer in range(config.num_layers)}
+    return {name: tree for name, tree in params.items() if name != 'layers'} | apart
 
 
 def train_flops_per_token(config: ModelConfig, seq_len: int, *, logits_share: float = 1.0) -> float:

@@ -78,12 +78,13 @@ class _Counter:
             if one.opcode == 'while':
                 trips = self.trips(one)
                 known = trips is not None
-                inside = times * (trips if known else max(self.most_trips, 1))  # of unknown length: once, not never
+                # Of unknown length: once, not never; within another such loop (a slot is filled again) once a trip.
+                inside = times * (trips if known else 1 if is_open else max(self.most_trips, 1))
                 self.visit(one.called('body'), inside, is_open or not known, top)
                 self.visit(one.called('condition'), inside, is_open or not known, False)
             elif one.opcode == 'conditional':
-                for branch in _branches(one):  # at most one of them runs: an upper bound
-                    self.visit(branch, times, is_open, top)
+                # One of them runs (a prompt is read in one of several widths): that with the most work bounds it.
+                self.visit(max(_branches(one), key=self.alone), times, is_open, top)
             elif one.opcode in ('fusion', 'async-start'):
                 self.visit(one.called('calls'), times, is_open, False)
             elif one.opcode == 'call':
@@ -102,6 +103,13 @@ class _Counter:
             counts.flops += times * kernel
             if top and one.opcode not in _FREE:
                 counts.hbm_bytes += times * self.moved(one, computation)
+
+    def alone(self, name: str) -> tuple[float, float]:
+        """Arithmetic and bytes of a computation that runs once."""
+        counter = _Counter(self.module, self.most_trips, self.slices)
+        counter.visit(name, 1, False, True)
+        counts = counter.closed + counter.open
+        return counts.flops, counts.hbm_bytes
 
     def trips(self, loop: Instruction) -> int | None:
         """Of a loop that counts from 0; None where data ends it."""

@@ -89,7 +89,8 @@ class Stage:
 
     def _lines(self, name: str) -> list[dict[str, Any]]:
         """The lines that are objects: the last one may be torn while a run writes."""
-        values = map(_parsed, _text(self.folder / name).splitlines())
+        # Not splitlines(): it also breaks lines at characters that may stand inside an answer.
+        values = map(_parsed, _text(self.folder / name).split('\n'))
         return [value for value in values if isinstance(value, dict)]
 
 

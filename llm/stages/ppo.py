@@ -11,6 +11,7 @@ trajectories need no saving. Models are read at the sampling temperature, but fo
 from collections.abc import Callable, Iterator
 import dataclasses
 import functools
+import math
 from typing import Any
 
 import jax
@@ -30,14 +31,14 @@ from llm.objectives import ppo
 from llm.objectives.loss import Loss, join, weighted
 from llm.optim import by_top_key, make_optimizer
 from llm.programs import make_step, Program, Programs, shape_rows, state_of, text_rows
-from llm.rollout.generate import Generation
+from llm.rollout.generate import Generation, most_steps, slots_of
 from llm.rollout.trajectories import Trajectories
 from llm.run import Result, Run, initializer
 from llm.sharding import replicated
 from llm.stages import pretrain, sft
 from llm.stages.ppo_models import (
     environment, initial, load_frozen, make_rollout, Models, models_of, parent_weights, read_log_probs, read_values,
-    Rollout, rollout_policy)
+    Rollout, rollout_exec, rollout_policy)
 from llm.train_state import abstract_params, TrainState
 
 _SAMPLING = 2**32 - 1  # a stream of keys apart from those of training steps
@@ -156,7 +157,7 @@ def programs(run: Run) -> Programs:
     found = {
         'rollout': Program(rollout.generate, (rollout_policy(run, models), prompts, key),
                            () if config.rollout_rules else ('policy',), tokens, policy / 3 * tokens,
-                           most_trips=config.max_new_tokens - 1),
+                           most_trips=most_decode_steps(run)),
         'score': Program(rollout.score, (state.params['value'], frozen, made, prompts['index_B'], state.step),
                          ('value', 'reference', 'reward'), tokens, (policy + reader + value) / 3 * tokens),
         'update': Program(make_step(run, functools.partial(clipped_loss, run, models), tx, state),
@@ -165,6 +166,14 @@ def programs(run: Run) -> Programs:
     if config.rollout_rules:
         found = {'reshard': Program(rollout.reshard, (state.params['policy'],), ('policy',), 0, 0.0), **found}
     return Programs(resident, found, tokens)
+
+
+def most_decode_steps(run: Run) -> int:
+    """Of a rollout."""
+    samples = run.config.rollout_batch // math.prod(
+        run.mesh.shape[axis] for axis in rollout_exec(run).rules['batch'])
+    slots = slots_of(samples, run.mesh.devices.flat[0].platform)
+    return most_steps(samples, slots, run.config.max_new_tokens)
 
 
 def _like_rows(run: Run, field: jax.ShapeDtypeStruct, count: int | None = None) -> jax.ShapeDtypeStruct:

@@ -141,7 +141,8 @@ def sft_answers(run: Run) -> Generation:
     special = run.tokenizer.special_ids
     generate = jax.jit(make_generate(policy, max_new_tokens=config.max_new_tokens, temperature=config.temperature,
                                      eos_id=special['eos'], pad_id=special['pad']))
-    return generate(run.load('init_from', policy), **batch, key=jax.random.key(config.seed))
+    return generate(run.load('init_from', policy), batch['tokens_BT'], batch['length_B'], batch['index_B'],
+                    jax.random.key(config.seed))
 
 
 def make_scores(run: Run) -> Callable[[Any, Generation], np.ndarray]:

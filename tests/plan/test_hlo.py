@@ -48,6 +48,24 @@ def test_what_a_loop_that_data_ends_does_counts_as_often_as_it_may(mesh):
     assert (before.flops, within.flops) == (2 * 128**3, 9 * 2 * 128**3)
 
 
+def test_of_loops_that_data_ends_the_inner_one_counts_once_in_each_trip(mesh):
+    def refill(x, w):
+        return jax.lax.while_loop(lambda x: jnp.sum(x) < 3, lambda x: jnp.sin(x @ w), x)
+
+    def decode(x, w):
+        return jax.lax.while_loop(lambda x: jnp.sum(x) < 5, lambda x: refill(jnp.tanh(x @ w), w), x)
+    before, within = counted(mesh, decode, (128, 128), (128, 128), most_trips=9)
+    assert (before.flops, within.flops) == (0, 9 * 2 * 2 * 128**3)
+
+
+def test_of_branches_the_one_with_the_most_work_counts(mesh):
+    def one_of_three(x, w):
+        narrow, wide = (lambda x, size=size: jnp.pad(x[:size] @ w, ((0, 256 - size), (0, 0))) for size in (64, 256))
+        return jax.lax.switch((jnp.sum(x) > 0).astype(int) + (jnp.max(x) > 1), [narrow, wide, jnp.sin], x)
+    done, within = counted(mesh, one_of_three, (256, 128), (128, 128))
+    assert done.flops == 2 * 256 * 128 * 128 and within == hlo.Counts()
+
+
 SIZE = 64 * 1024 * 4  # bytes of a device's part
 
 
