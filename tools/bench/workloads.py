@@ -57,6 +57,8 @@ SIZES = {
 }
 _SMOKE_MODEL = {'model_dim': 32, 'num_layers': 2, 'num_heads': 2, 'num_kv_heads': 2, 'head_dim': 16, 'mlp_dim': 64,
                 'vocab_size': 384}
+_PPO = {'optim.schedule': 'constant', 'optim.learning_rate': 1e-6, 'value_learning_rate': 1e-6}
+_SMOKE_ROLLOUT = {'rollout_batch': 4, 'batch_size': 2, 'max_prompt_tokens': 8, 'max_new_tokens': 8, 'seq_len': 16}
 _EAGER = Peer('transformers', 'transformers_pretrain')
 _COMPILED = Peer('transformers, torch.compile', 'transformers_pretrain', adds={'compile': True})
 
@@ -72,7 +74,40 @@ WORKLOADS = {
     'nanogpt': Workload(
         "pretraining step of nanoGPT's model for CPUs, 12 x 64", 'training', 'pretrain', SIZES['nano'],
         {'batch_size': 12, 'seq_len': 64}, {'batch_size': 2, 'seq_len': 16}, {'updates': 60},
-        peers=(_EAGER, _COMPILED)),
+        peers=(Peer('nanoGPT, torch', 'nanogpt'), _EAGER, _COMPILED)),
+    'sft': Workload(
+        'SFT of texts of 16 to 256 tokens, mean 100, packed without contamination', 'training', 'sft', SIZES['S'],
+        {'batch_size': 8, 'seq_len': 256}, {'batch_size': 2, 'seq_len': 32, 'lengths': [4, 32, 12]},
+        {'updates': 3, 'lengths': [16, 256, 100]},
+        peers=(Peer('TRL, packed', 'trl_sft', adds={'packing': True}), Peer('TRL, padded', 'trl_sft'))),
+    'generate': Workload(
+        'generation, 16 prompts of 64 tokens, 128 new tokens each', 'sampling', 'ppo', SIZES['S'],
+        {'rollout_batch': 16, 'batch_size': 16, 'max_prompt_tokens': 64, 'max_new_tokens': 128, 'seq_len': 192}, _SMOKE_ROLLOUT,
+        peers=(Peer('transformers', 'transformers_generate'),)),
+    'generate-mixed': Workload(
+        'generation, 64 prompts of 64 tokens, 8 to 128 new tokens', 'sampling', 'ppo', SIZES['S'],
+        {'rollout_batch': 64, 'batch_size': 16, 'max_prompt_tokens': 64, 'max_new_tokens': 128, 'seq_len': 192},
+        _SMOKE_ROLLOUT | {'limits': [2, 8, 5]}, {'limits': [8, 128, 68]},
+        peers=(Peer('transformers, static', 'transformers_generate'),
+               Peer('transformers, continuous', 'transformers_generate', adds={'continuous': True}))),
+    'reward': Workload(
+        'reward model, 16 pairs x 64', 'training', 'reward', SIZES['S'],
+        {'batch_size': 16, 'seq_len': 64, 'ranked_answers': 2}, {'batch_size': 2, 'seq_len': 16}, {'updates': 3},
+        peers=(Peer('TRL', 'trl_reward'),)),
+    'reward-mixed': Workload(
+        'reward model, 16 pairs of answers of 8 to 64 tokens, mean 32', 'training', 'reward', SIZES['S'],
+        {'batch_size': 16, 'seq_len': 64, 'ranked_answers': 2},
+        {'batch_size': 2, 'seq_len': 16, 'lengths': [4, 16, 8]}, {'updates': 3, 'lengths': [8, 64, 32]},
+        peers=(Peer('TRL', 'trl_reward'),)),
+    'ppo': Workload(
+        'PPO iteration: 64 prompts of 32, 32 new, 4 epochs x 4 minibatches', 'ppo', 'ppo', SIZES['S'],
+        {'rollout_batch': 64, 'batch_size': 16, 'max_prompt_tokens': 32, 'max_new_tokens': 32, 'seq_len': 64,
+         'epochs': 4, **_PPO}, _SMOKE_ROLLOUT, peers=(Peer('TRL', 'trl_ppo', 'trl-ppo'),)),
+    'ppo-mixed': Workload(
+        'the same with answers that end, after 14 tokens in the mean (TRL reads and trains on padding)', 'ppo', 'ppo',
+        SIZES['S'], {'rollout_batch': 64, 'batch_size': 16, 'max_prompt_tokens': 32, 'max_new_tokens': 32,
+                     'seq_len': 64, 'epochs': 4, **_PPO}, _SMOKE_ROLLOUT, {'ends': 1 / 16},
+        peers=(Peer('TRL', 'trl_ppo', 'trl-ppo'),)),
 }
 
 
