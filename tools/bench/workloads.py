@@ -13,6 +13,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from configs import base
+from configs import sizes
 from configs.families.llama import llama
 
 
@@ -108,6 +109,20 @@ WORKLOADS = {
         SIZES['S'], {'rollout_batch': 64, 'batch_size': 16, 'max_prompt_tokens': 32, 'max_new_tokens': 32,
                      'seq_len': 64, 'epochs': 4, **_PPO}, _SMOKE_ROLLOUT, {'ends': 1 / 16},
         peers=(Peer('TRL', 'trl_ppo', 'trl-ppo'),)),
+    'first-step': Workload(
+        'first SFT step from process start, compiled before', 'first_step', 'sft', SIZES['S'],
+        {'batch_size': 8, 'seq_len': 256, 'eval_rows': 8}, {'batch_size': 2, 'seq_len': 128},
+        peers=(Peer('TRL', 'trl_first_step'),)),
+    'first-step-cold': Workload(
+        'first SFT step from process start, with an empty compilation cache', 'first_step', 'sft', SIZES['S'],
+        {'batch_size': 8, 'seq_len': 256, 'eval_rows': 8}, {'batch_size': 2, 'seq_len': 128}, {'cold': True},
+        peers=(Peer('TRL', 'trl_first_step'),)),
+    'checkpoint': Workload(
+        'checkpoint of 135 M float32 parameters', 'checkpoint', 'pretrain', sizes.smollm2_135m(), {},
+        {'parameters': 100_000}, {'parameters': 134_515_008}, peers=(Peer('numpy, fsync', 'numpy_files', ''),)),
+    'data': Workload(
+        'tokenising, preparing and reading rows of 256 tokens', 'data', 'pretrain', SIZES['S'], {'seq_len': 256},
+        {'seq_len': 32, 'text_bytes': 100_000}, {'text_bytes': 4_000_000}),
 }
 
 
