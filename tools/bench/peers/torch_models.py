@@ -33,3 +33,9 @@ def adamw(model: torch.nn.Module, optim: dict[str, Any]) -> torch.optim.Optimize
     return torch.optim.AdamW([{'params': matrices, 'weight_decay': optim['weight_decay']},
                               {'params': rest, 'weight_decay': 0.0}],
                              lr=optim['learning_rate'], betas=(optim['b1'], optim['b2']), eps=optim['eps'], fused=True)
+
+
+def scorer(model: dict[str, Any]) -> torch.nn.Module:
+    """The same trunk with one number at the last token."""
+    return transformers.AutoModelForSequenceClassification.from_config(config_of(model, num_labels=1),
+                                                                       dtype=torch.float32)
