@@ -111,11 +111,11 @@ WORKLOADS = {
         peers=(Peer('TRL', 'trl_ppo', 'trl-ppo'),)),
     'first-step': Workload(
         'first SFT step from process start, compiled before', 'first_step', 'sft', SIZES['S'],
-        {'batch_size': 8, 'seq_len': 256, 'eval_rows': 8}, {'batch_size': 2, 'seq_len': 128},
+        {'batch_size': 8, 'seq_len': 256, 'eval_rows': 8}, {'batch_size': 2},
         peers=(Peer('TRL', 'trl_first_step'),)),
     'first-step-cold': Workload(
         'first SFT step from process start, with an empty compilation cache', 'first_step', 'sft', SIZES['S'],
-        {'batch_size': 8, 'seq_len': 256, 'eval_rows': 8}, {'batch_size': 2, 'seq_len': 128}, {'cold': True},
+        {'batch_size': 8, 'seq_len': 256, 'eval_rows': 8}, {'batch_size': 2}, {'cold': True},
         peers=(Peer('TRL', 'trl_first_step'),)),
     'checkpoint': Workload(
         'checkpoint of 135 M float32 parameters', 'checkpoint', 'pretrain', sizes.smollm2_135m(), {},

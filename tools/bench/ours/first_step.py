@@ -23,7 +23,7 @@ from tools.bench.serve import serve, Work
 from tools.faults.job import command, folder_of, write_config
 
 _POLL_SECONDS, _MOST_SECONDS = 0.02, 600
-_TEXT_BYTES, _CHAT_WORDS = 1_000_000, 60
+_TEXT_BYTES, _CHAT_WORDS = 1_000_000, 40
 
 
 def make(job: dict[str, Any]) -> Work:
@@ -38,10 +38,10 @@ def make(job: dict[str, Any]) -> Work:
     quiet(config)
     write_config(config, parent)
     cache = root / 'xla'
-    subprocess.run(command(parent), env=environment(cache), check=True, stdout=subprocess.DEVNULL)
+    subprocess.run(command(parent), env=environment(cache), check=True)
 
     def turn() -> dict[str, float]:
-        with tempfile.TemporaryDirectory(dir=root) as name:
+        with tempfile.TemporaryDirectory(dir=folder.name) as name:  # which keeps the folder
             workdir = pathlib.Path(name)
             config = stage('sft', job)
             config.update_from_flattened_dict(job['config'])
@@ -57,7 +57,8 @@ def make(job: dict[str, Any]) -> Work:
 def first_row(workdir: pathlib.Path, cache: pathlib.Path) -> float:
     """Seconds from the start of the run in that folder to its first training row."""
     began = time.time()
-    with subprocess.Popen(command(workdir), env=environment(cache), stdout=subprocess.DEVNULL) as process:
+    with ((workdir / 'errors').open('w') as errors,
+          subprocess.Popen(command(workdir), env=environment(cache), stdout=errors, stderr=errors) as process):
         try:
             while process.poll() is None and time.time() - began < _MOST_SECONDS:
                 for row in rows(workdir):
@@ -66,7 +67,8 @@ def first_row(workdir: pathlib.Path, cache: pathlib.Path) -> float:
                 time.sleep(_POLL_SECONDS)
         finally:
             process.send_signal(signal.SIGKILL)
-    raise RuntimeError(f'no step was taken in {time.time() - began:.0f} s')
+    said = (workdir / 'errors').read_text().splitlines() or ['nothing was said']
+    raise RuntimeError(f'no step was taken in {time.time() - began:.0f} s: {said[-1]}')
 
 
 def rows(workdir: pathlib.Path) -> list[dict[str, Any]]:

@@ -35,7 +35,7 @@ def make(job: dict[str, Any]) -> Work:
 
     def continuous() -> float:
         with torch.no_grad(), model.continuous_batching_context_manager(
-                generation_config=settings(max(most)), block=True) as manager:
+                generation_config=settings(max(most)), persistent_manager=True) as manager:
             for prompt, asked in zip(prompts, most):
                 manager.add_request(prompt, max_new_tokens=asked)
             answered = 0
