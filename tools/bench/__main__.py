@@ -1,4 +1,5 @@
 """Measured speed: python -m tools.bench [--peers] [--only=NAME,...] [--rounds=N] [--json=FILE] [--smoke] [--busy]
+       python -m tools.bench --profile=DIR [--only=NAME,...]
 
 In: this machine, which should be idle. Out: a table (ours, the peer's, their ratio round by round, our share of the
 measured matmul peak) and JSON lines. Exit code 2 where others compute, unless --busy is given.
@@ -17,10 +18,11 @@ from typing import Any
 from llm.door import nearest
 from llm.errors import UserError
 from tools.bench import machine
+from tools.bench import profile
 from tools.bench import table
 from tools.bench.compare import compare
 from tools.bench.process import Died, Worker
-from tools.bench.workloads import WORKLOADS
+from tools.bench.workloads import job, NOT_COMPILED, WORKLOADS
 
 
 def main(words: list[str] | None = None) -> int:
@@ -43,6 +45,8 @@ def parse(words: list[str] | None) -> argparse.Namespace:
     parser.add_argument('--rounds', type=int, default=7, help='turns that each side takes (default: 7)')
     parser.add_argument('--json', type=pathlib.Path, metavar='FILE', help='results are appended to it')
     parser.add_argument('--busy', action='store_true', help='measure although others compute; the results say so')
+    parser.add_argument('--profile', type=pathlib.Path, metavar='DIR',
+                        help='instead of speeds: a trace of one turn of each workload, and its longest operations')
     parser.add_argument('--smoke', action='store_true', help='the smallest shapes: whether all of it runs, no speeds')
     return parser.parse_args(words)
 
@@ -56,6 +60,9 @@ def run(arguments: argparse.Namespace) -> None:
     about, load = machine.describe(), machine.load()
     if not arguments.busy:
         machine.refuse_if_busy(load)
+    if arguments.profile:
+        profiled(chosen, arguments.profile, arguments.smoke)
+        return
     with Worker(sys.executable, 'ours.peak', {}) as worker:
         peak = worker.turn()['flops/s']
     found: list[Any] = []
@@ -66,6 +73,18 @@ def run(arguments: argparse.Namespace) -> None:
             table.append(arguments.json, rows, about, load, peak)
         found += rows
     table.show(found, about, load, peak)
+
+
+def profiled(names: list[str], folder: pathlib.Path, smoke: bool) -> None:
+    """One workload after the other; those that compile nothing in their own process are left out."""
+    for name in names:
+        if WORKLOADS[name].module in NOT_COMPILED:
+            say(f'{name}  has nothing to profile')
+            continue
+        where = (folder / name).absolute()
+        with Worker(sys.executable, f'ours.{WORKLOADS[name].module}',
+                    job(WORKLOADS[name], smoke) | {'profile': str(where)}):
+            profile.show(name, where)
 
 
 def choose(only: str | None) -> list[str]:

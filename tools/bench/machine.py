@@ -37,8 +37,9 @@ def load() -> dict[str, Any]:
     before = {process: _cpu_seconds(process) for process in psutil.process_iter()}
     share = psutil.cpu_percent(interval=_WATCHED_SECONDS) / 100
     spent = {process: (_cpu_seconds(process) - seconds) / _WATCHED_SECONDS for process, seconds in before.items()}
-    most = sorted(((spent[process], process) for process in spent if process.pid != os.getpid()), key=lambda pair: -pair[0])
-    taken = [f'{_name(process)} {cpu:.0%}' for cpu, process in most[:3] if cpu > 0.02]
+    others = [(spent[process], process) for process in spent if process.pid != os.getpid()]
+    most = sorted(others, key=lambda pair: -pair[0])
+    taken = [f'{_name(process)} {cpu:.0%}' for cpu, process in most[:8] if cpu > 0.02]
     return {'busy': share, 'by': taken, 'averages': list(psutil.getloadavg()), 'unix_seconds': time.time()}
 
 

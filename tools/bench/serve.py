@@ -26,21 +26,32 @@ class Work(NamedTuple):
 
     turn: Turn
     flops: float = 0.0
-    profile: Callable[[], None] | None = None  # what of the turn a profiler should see; None: all of it
 
 
 def serve(make: Callable[[dict[str, Any]], Work], packages: Iterable[str]) -> None:
     """Answers until standard input ends. The first turn, in which programs are compiled, is not told of."""
     answers = os.fdopen(os.dup(1), 'w')
     os.dup2(2, 1)  # whatever libraries print is no answer
-    work = make(json.loads(sys.stdin.readline()))
+    job = json.loads(sys.stdin.readline())
+    work = make(job)
     work.turn()
+    if 'profile' in job:
+        trace(job['profile'], work.turn)
 
     def answer(said: dict[str, Any]) -> None:
         print(json.dumps(said), file=answers, flush=True)
     answer({'packages': {name: importlib.metadata.version(name) for name in packages}, 'flops': work.flops})
     for _ in sys.stdin:
         answer(work.turn())
+
+
+def trace(folder: str, turn: Turn) -> None:
+    """One turn under JAX's profiler, in our own processes: peers are not asked for it."""
+    import jax
+    options = jax.profiler.ProfileOptions()
+    options.python_tracer_level = 0  # calls of Python would be most of the trace
+    with jax.profiler.trace(folder, profiler_options=options):
+        turn()
 
 
 def timed(unit: str, updates: Callable[[], float]) -> Turn:

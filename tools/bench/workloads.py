@@ -63,6 +63,8 @@ _SMOKE_ROLLOUT = {'rollout_batch': 4, 'batch_size': 2, 'max_prompt_tokens': 8, '
 _EAGER = Peer('transformers', 'transformers_pretrain')
 _COMPILED = Peer('transformers, torch.compile', 'transformers_pretrain', adds={'compile': True})
 
+NOT_COMPILED = ('data', 'first_step')  # modules whose own process compiles nothing
+
 WORKLOADS = {
     'pretrain-gpt2': Workload(
         'pretraining step, 8 x 256, GPT-2-like', 'training', 'pretrain', SIZES['S-gpt2'],
