@@ -58,8 +58,9 @@ def test_a_core_that_others_take_is_seen():
         machine.refuse_if_busy(seen)
 
 
-@pytest.mark.parametrize('words, said', [(['--only=nanogtp'], 'did you mean nanogpt'), (['--rounds=0'], 'use 1 or more'),
-                                         (['--json=nowhere/rows.jsonl'], 'make it first')])
+@pytest.mark.parametrize('words, said', [
+    (['--only=nanogtp'], 'did you mean nanogpt'), (['--rounds=0'], 'use 1 or more'),
+    (['--json=nowhere/rows.jsonl'], 'make it first')])
 def test_a_mistake_in_a_flag_is_one_line(words, said, tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
     assert bench.main(words) == 2
@@ -106,7 +107,8 @@ def test_packed_texts_are_the_drawn_ones(tmp_path):
     """Every text of the draw is whole in one segment of one row."""
     made = job(WORKLOADS['sft'], smoke=True)
     rows = packed.prepared(tmp_path, 32, 384, made).rows(np.arange(600))
-    found = {tuple(tokens[segments == number].tolist()) for tokens, segments in zip(rows['tokens_BT'], rows['segments_BT'])
+    found = {tuple(tokens[segments == number].tolist())
+             for tokens, segments in zip(rows['tokens_BT'], rows['segments_BT'])
              for number in range(1, segments.max() + 1)}
     drawn = {tuple(text) for text in draws.tokens(draws.lengths(packed.TEXTS, *made['lengths'], 0), 384, 0)}
     assert len(found) > 1000 and found <= drawn

@@ -23,8 +23,9 @@ def show(comparisons: list[Comparison], machine: dict[str, Any], load: dict[str,
     if not console.is_terminal:
         console.width = _PLAIN_WIDTH
     rounds = max((len(each.ours) for each in comparisons), default=0)
-    drawn = Table(title=f'{machine["cpu"]}, {machine["cores"]} cores, {load["busy"]:.0%} of them taken by others at the '
-                        f'start; matmul peak {peak / 1e9:.0f} GFLOP/s; {rounds} rounds', title_justify='left')
+    title = (f'{machine["cpu"]}, {machine["cores"]} cores, {load["busy"]:.0%} of them taken by others at the start; '
+             f'matmul peak {peak / 1e9:.0f} GFLOP/s; {rounds} rounds')
+    drawn = Table(title=title, title_justify='left')
     for column in ('workload', 'measure', 'ours', 'share of peak', 'peer', "peer's", 'ratio (least to most)'):
         drawn.add_column(column, justify='right' if column in ('ours', "peer's", 'share of peak') else 'left',
                          overflow='fold')

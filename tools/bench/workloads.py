@@ -85,8 +85,8 @@ WORKLOADS = {
         peers=(Peer('TRL, packed', 'trl_sft', adds={'packing': True}), Peer('TRL, padded', 'trl_sft'))),
     'generate': Workload(
         'generation, 16 prompts of 64 tokens, 128 new tokens each', 'sampling', 'ppo', SIZES['S'],
-        {'rollout_batch': 16, 'batch_size': 16, 'max_prompt_tokens': 64, 'max_new_tokens': 128, 'seq_len': 192}, _SMOKE_ROLLOUT,
-        peers=(Peer('transformers', 'transformers_generate'),)),
+        {'rollout_batch': 16, 'batch_size': 16, 'max_prompt_tokens': 64, 'max_new_tokens': 128, 'seq_len': 192},
+        _SMOKE_ROLLOUT, peers=(Peer('transformers', 'transformers_generate'),)),
     'generate-mixed': Workload(
         'generation, 64 prompts of 64 tokens, 8 to 128 new tokens', 'sampling', 'ppo', SIZES['S'],
         {'rollout_batch': 64, 'batch_size': 16, 'max_prompt_tokens': 64, 'max_new_tokens': 128, 'seq_len': 192},
@@ -136,4 +136,5 @@ def job(workload: Workload, smoke: bool) -> dict[str, Any]:
         model |= _SMOKE_MODEL
         config |= {key: value for key, value in workload.smoke.items() if key in config}
         adds |= {key: value for key, value in workload.smoke.items() if key not in config} | {'updates': 1}
-    return {'stage': workload.stage, 'model': model, 'config': config, 'optim': base.optim().to_dict(), 'seed': 0, **adds}
+    return {'stage': workload.stage, 'model': model, 'config': config, 'optim': base.optim().to_dict(), 'seed': 0,
+            **adds}
