@@ -14,7 +14,10 @@ from packaging.utils import canonicalize_name
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
-REFERENCE = 'tests/parity/reference/'  # runs in an environment of its own, whose packages its requirements.txt names
+# What runs in environments of its own, and the files that name their packages.
+ELSEWHERE = {'tests/parity/reference/': ('tests/parity/reference/requirements.txt',),
+             'tools/bench/peers/': tuple(f'tools/bench/peers/requirements/{name}.txt'
+                                         for name in ('torch', 'trl-ppo', 'tunix'))}
 
 # Each pattern is written so that it does not find itself.
 FOREIGN = {
@@ -148,13 +151,15 @@ def test_everything_imported_is_declared():
     """Whatever any module of ours imports comes from a package that setup.py names."""
     homes = importlib.metadata.packages_distributions()
     declared = {canonicalize_name(requirement.name) for requirement in REQUIRED + EXTRAS} | {'setuptools'}
-    lines = (ROOT / REFERENCE / 'requirements.txt').read_text().splitlines()
-    reference = {canonicalize_name(Requirement(line).name) for line in lines if not line.startswith('#')}
+    theirs = {folder: {canonicalize_name(Requirement(line).name) for file in files
+                       for line in (ROOT / file).read_text().splitlines() if not line.startswith('#')}
+              for folder, files in ELSEWHERE.items()}
     undeclared = set()
     for name in tracked('.py'):
         for top in imported_packages((ROOT / name).read_text('utf-8')):
             found = {canonicalize_name(home) for home in homes.get(top, (top,))}
-            if not found & (reference if name.startswith(REFERENCE) else declared):
+            allowed = next((names for folder, names in theirs.items() if name.startswith(folder)), declared)
+            if not found & allowed:
                 undeclared.add((name, top))
     assert undeclared == set()
 
