@@ -45,8 +45,8 @@ def small(**keys):
 
 @pytest.mark.parametrize('name', ['v4-8', 'v5e-8', 'v5p-8', 'v6e-8', 'tpu7x-8'])
 def test_a_tiny_model_compiles_for_each_kind_of_chip(name):
-    """Without recomputation and with one chunk of logits, the arithmetic is that of the convention, to the last one, but
-    for the quarter of the scores that attention in blocks leaves out: rows of 128 are two blocks of queries."""
+    """Without recomputation and with one chunk of logits, the arithmetic is that of the convention, to the last one,
+    but for the quarter of the scores that attention in blocks leaves out: rows of 128 are two blocks of queries."""
     config = small(**{'exec.compute_dtype': 'bfloat16'})
     run, = paper(config, name).values()
     plan = plan_stage(run, pod(name))

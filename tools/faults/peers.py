@@ -51,8 +51,8 @@ class Crew(contextlib.AbstractContextManager):
     def __init__(self, folder: pathlib.Path, processes: int):
         self._folder, self.size = folder, processes
         config = job.first(job.pipeline_config(folder, mesh=(processes, 1, 1), **{
-            'pretrain.stop_step': 10**6, 'pretrain.eval_every_steps': 500, 'pretrain.save_every_steps': SAVE_EVERY_STEPS,
-            'pretrain.log_every_steps': 1, 'pretrain.batch_size': 12}), 1)
+            'pretrain.stop_step': 10**6, 'pretrain.eval_every_steps': 500, 'pretrain.log_every_steps': 1,
+            'pretrain.save_every_steps': SAVE_EVERY_STEPS, 'pretrain.batch_size': 12}), 1)
         job.write_data(folder)
         job.write_config(config, folder)
         with socket.socket() as free:

@@ -6,7 +6,6 @@ Left out: scoring and learning (`ppo.py`).
 """
 
 from collections.abc import Callable
-import inspect
 from typing import Any
 
 import jax
@@ -53,10 +52,8 @@ def answerer(run: Run, most_B: np.ndarray) -> Callable[[Any, dict[str, jax.Array
     config, special = run.config, run.special_ids
     answer = make_generate(models_of(run).policy, max_new_tokens=config.max_new_tokens, temperature=config.temperature,
                            eos_id=special['eos'], pad_id=special['pad'])
-    limited = 'max_new_B' in inspect.signature(answer).parameters  # without, each row waits for the longest
-    more = {'max_new_B': jnp.asarray(most_B)} if limited else {}
     return jax.jit(lambda params, batch, key: answer(params, batch['tokens_BT'], batch['length_B'], batch['index_B'],
-                                                     key, **more))
+                                                     key, jnp.asarray(most_B)))
 
 
 def limits(job: dict[str, Any]) -> np.ndarray:
