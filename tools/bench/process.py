@@ -18,7 +18,8 @@ from typing import Any
 from tools.bench import machine
 
 ROOT = pathlib.Path(__file__).parents[2]
-_KEPT_BYTES = 2**34  # below this size buffers stay with the process
+# As `llm.main.keep_memory` sets it for ours: what is freed stays with the process, in one heap.
+_ALLOCATOR = {'mmap_threshold': 2**30, 'trim_threshold': 2**31 - 1, 'arena_max': 1}
 
 
 class Died(Exception):
@@ -28,7 +29,7 @@ class Died(Exception):
 def environment() -> dict[str, str]:
     """Of both sides' workers."""
     threads = str(machine.cores())
-    tunables = f'glibc.malloc.mmap_threshold={_KEPT_BYTES}:glibc.malloc.trim_threshold={_KEPT_BYTES}'
+    tunables = ':'.join(f'glibc.malloc.{name}={value}' for name, value in _ALLOCATOR.items())
     offline = {'HF_HUB_OFFLINE': '1', 'HF_DATASETS_OFFLINE': '1', 'WANDB_DISABLED': 'true'}
     return os.environ | offline | {'JAX_PLATFORMS': 'cpu', 'OMP_NUM_THREADS': threads, 'MKL_NUM_THREADS': threads,
                                    'GLIBC_TUNABLES': tunables, 'TOKENIZERS_PARALLELISM': 'false'}
