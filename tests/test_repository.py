@@ -83,8 +83,8 @@ def test_foreign_line_is_found(line):
                                   'np.load(path, allow_pickle=True)', 'yaml.load(text)', 'from yaml import load',
                                   'builtins.exec(text)', 'subprocess.getoutput(text)',
                                   'import os as o\no.system(text)', 'import yaml as y\ny.load(text)',
-                                  'def f():\n    import builtins as b\n    b.eval(text)', 'import pickle as p\np.loads(x)',
-                                  'from os import system as s\ns(text)'])
+                                  'def f():\n    import builtins as b\n    b.eval(text)',
+                                  'import pickle as p\np.loads(x)', 'from os import system as s\ns(text)'])
 def test_dangerous_line_is_found(line):
     assert len(dangers(line)) == 1
 

@@ -1,7 +1,7 @@
 """No command listens on an address that other machines reach, unless it is told to: read from the kernel's table.
 
 Tried: `llm.main` alone and by `tools.launch --local`, sample, report, evaluate, supervise; two processes under
-supervisors in `tests/faults/test_peers.py`. Left out: the other tools, which are run by the same functions.
+supervisors in `tests/faults/test_peers.py`. Left out: the other tools.
 """
 
 import contextlib

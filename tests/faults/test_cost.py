@@ -1,4 +1,4 @@
-"""The short form of tools/faults/cost.py: what is counted, and that its parts agree; how fast it is, an idle machine says."""
+"""The short form of tools/faults/cost.py: what is counted, and that its parts agree; no speed."""
 
 import json
 import os
