@@ -10,16 +10,20 @@ people and later runs read; only Orbax writes from all.
 
 from collections.abc import Iterator, Mapping
 import contextlib
+import errno
 import glob
 import itertools
 import os
 import pathlib
 import re
 import signal
+import socket
 import threading
+import time
 from typing import NamedTuple
 
 import jax
+from jax._src.clusters import ClusterEnv
 from jax.experimental import multihost_utils
 import numpy as np
 
@@ -31,6 +35,8 @@ _ERRORS = {error.exit_code: error for error in (UserError, Diverged, StorageErro
 GOES_ON = 'QUARTET_GOES_ON'  # environment variable, which a supervisor sets once there was progress
 _BEAT_SECONDS = 5.0
 _PORT = 8476  # of process 0, where no flag says one
+_PATIENCE_SECONDS = 30  # for a port that a dying process holds, and for a name that is not known yet
+_POD_SECONDS = 300  # for the hosts of a TPU pod, as `jax.distributed` waits
 
 
 class Place(NamedTuple):
@@ -56,22 +62,67 @@ def join(coordinator: str | None, count: int | None, index: int | None) -> None:
                         f'on a TPU pod, in a JobSet, under Slurm or alone')
     place = from_environment(os.environ) if coordinator is None else Place(coordinator, count, index)
     if place is None:
-        if _on_tpu_pod():
-            try:
-                jax.distributed.initialize(heartbeat_timeout_seconds=HEARTBEAT_SECONDS)
-            except ValueError as error:  # devices like a TPU's, and nobody who says what they are
-                raise UserError(f'no TPU is found ({error}); set JAX_PLATFORMS, or give --coordinator, --processes and '
-                                f'--process') from None
-        return
-    if not re.fullmatch(r'[^:]+:\d+|\[[^]]+\]:\d+', place.coordinator) or not 0 <= place.index < place.count:
+        if not _on_tpu_pod():
+            return
+        place = _of_tpu_pod()
+    if (not re.fullmatch(r'([^:]+|\[[^]]+\]):\d+', place.coordinator, re.ASCII)
+            or not 0 < int(place.coordinator.rpartition(':')[2]) < 2**16 or not 0 <= place.index < place.count):
         raise UserError(f'--coordinator={place.coordinator} --processes={place.count} --process={place.index} is not '
                         f'HOST:PORT with 0 <= process < processes; e.g. --coordinator=10.0.0.1:{_PORT} --processes=4 '
                         f'--process=0')
     if place.count == 1:
         return
+    # The name of a host that a scheduler has not started yet is none yet: there, JAX waits for it.
+    if place.index == 0 or coordinator is not None:
+        _check(place)
+    # Without a bind address it would listen on all that this machine has.
     jax.distributed.initialize(place.coordinator, num_processes=place.count, process_id=place.index,
                                coordinator_bind_address=place.coordinator,
                                heartbeat_timeout_seconds=HEARTBEAT_SECONDS)
+
+
+def _check(place: Place) -> None:
+    """Raises UserError where the coordinator's name is not known or, in process 0, its address cannot be listened on.
+
+    JAX ends process 0 with a segmentation fault there.
+    """
+    host, _, port = place.coordinator.rpartition(':')
+    until = time.monotonic() + _PATIENCE_SECONDS
+    while True:
+        try:
+            addresses = socket.getaddrinfo(host.strip('[]'), int(port), type=socket.SOCK_STREAM)
+            if place.index == 0:
+                _bind(addresses)
+            return
+        except (OSError, UnicodeError) as error:  # the latter for a name with a part that is empty or too long
+            passing = isinstance(error, socket.gaierror) or getattr(error, 'errno', None) == errno.EADDRINUSE
+            if not passing or time.monotonic() > until:
+                why = getattr(error, 'strerror', None) or str(error)
+                raise UserError(f'--coordinator={place.coordinator}: {why}; give an address of the machine of process '
+                                f'0 that the others reach, and a port that is free there') from None
+        time.sleep(0.2)
+
+
+def _bind(addresses: list[tuple]) -> None:
+    """Raises OSError unless one of them can be bound, as JAX's server, too, is content with one."""
+    for family, kind, protocol, _, address in addresses:
+        try:
+            with socket.socket(family, kind, protocol) as door:
+                door.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # what a job before left in TIME_WAIT
+                door.bind(address)
+                return
+        except OSError as error:
+            failure = error
+    raise failure
+
+
+def _of_tpu_pod() -> Place:
+    """What a TPU pod's metadata say: what `jax.distributed` asks, which does not say what it was told."""
+    coordinator, count, index, _ = ClusterEnv.auto_detect_unset_distributed_params(
+        None, None, None, None, None, _POD_SECONDS)
+    if coordinator is None:  # devices like a TPU's, and nobody who says what they are
+        raise UserError('no TPU is found; set JAX_PLATFORMS, or give --coordinator, --processes and --process')
+    return Place(coordinator, count, index)
 
 
 def from_environment(environment: Mapping[str, str]) -> Place | None:

@@ -44,8 +44,10 @@ def foreign(text: str) -> list[str]:
 
 def dangers(source: str) -> list[str]:
     """Whatever in that module runs data as code, or text as a shell command."""
-    found = []
-    for node in ast.walk(ast.parse(source)):
+    found, nodes = [], list(ast.walk(ast.parse(source)))
+    known = {item.asname: item.name for node in nodes if isinstance(node, ast.Import) for item in node.names
+             if item.asname}
+    for node in nodes:
         if isinstance(node, (ast.Import, ast.ImportFrom)):
             names = [node.module] if isinstance(node, ast.ImportFrom) else [item.name for item in node.names]
             found += [f'line {node.lineno}: {name}' for name in names if name.split('.')[0] in LOADERS]
@@ -53,8 +55,9 @@ def dangers(source: str) -> list[str]:
             found += [f'line {node.lineno}: {node.module}.{item.name}' for item in node.names
                       if f'{node.module}.{item.name}' in CALLS]
         if isinstance(node, ast.Call):
-            if ast.unparse(node.func) in CALLS:
-                found.append(f'line {node.lineno}: {ast.unparse(node.func)}')
+            first, dot, rest = ast.unparse(node.func).partition('.')
+            if (name := known.get(first, first) + dot + rest) in CALLS:
+                found.append(f'line {node.lineno}: {name}')
             found += [f'line {node.lineno}: {word.arg}' for word in node.keywords
                       if word.arg in ('shell', 'allow_pickle') and ast.unparse(word.value) != 'False']
     return found
@@ -78,13 +81,17 @@ def test_foreign_line_is_found(line):
 @pytest.mark.parametrize('line', ['import pickle', 'from cloudpickle import dumps', 'eval(text)',
                                   'os.system(text)', 'subprocess.run(text, shell=True)',
                                   'np.load(path, allow_pickle=True)', 'yaml.load(text)', 'from yaml import load',
-                                  'builtins.exec(text)', 'subprocess.getoutput(text)'])
+                                  'builtins.exec(text)', 'subprocess.getoutput(text)',
+                                  'import os as o\no.system(text)', 'import yaml as y\ny.load(text)',
+                                  'def f():\n    import builtins as b\n    b.eval(text)',
+                                  'import pickle as p\np.loads(x)', 'from os import system as s\ns(text)'])
 def test_dangerous_line_is_found(line):
     assert len(dangers(line)) == 1
 
 
 @pytest.mark.parametrize('line', ['lowered.compile()', 'model.eval(x)', 'np.load(path, allow_pickle=False)',
-                                  'yaml.safe_load(text)', 'subprocess.run([text])'])
+                                  'yaml.safe_load(text)', 'subprocess.run([text])',
+                                  'import ours as yaml\nyaml.load(text)', 'import yaml as y\ny.safe_load(text)'])
 def test_harmless_line_is_not(line):
     assert dangers(line) == []
 

@@ -1,14 +1,25 @@
-"""No command listens on an address that other machines reach, unless it is told to: read from the kernel's table."""
+"""No command listens on an address that other machines reach, unless it is told to: read from the kernel's table.
 
+Tried: `llm.main` alone and by `tools.launch --local`, sample, report, evaluate, supervise; two processes under
+supervisors in `tests/faults/test_peers.py`. Left out: the other tools.
+"""
+
+import contextlib
 import ipaddress
 import os
 import pathlib
+import shutil
 import socket
+import subprocess
+import sys
 import time
 
 import psutil
 import pytest
 
+from tests import jobs
+from tests import tiny
+from tests.stages import exactness
 from tools.faults.peers import Crew, wait_for
 
 LISTEN = '0A'
@@ -19,8 +30,9 @@ def listening(process: psutil.Process) -> set[tuple[str, int]]:
     inodes = set()
     for each in [process, *process.children(recursive=True)]:
         for entry in pathlib.Path(f'/proc/{each.pid}/fd').iterdir():
-            if entry.is_symlink() and (target := os.readlink(entry)).startswith('socket:['):
-                inodes.add(target[len('socket:['):-1])
+            with contextlib.suppress(FileNotFoundError):  # closed while it was looked at
+                if (target := os.readlink(entry)).startswith('socket:['):
+                    inodes.add(target[len('socket:['):-1])
     found = set()
     for table in ('tcp', 'tcp6'):
         for line in pathlib.Path(f'/proc/{process.pid}/net/{table}').read_text().splitlines()[1:]:
@@ -77,3 +89,45 @@ def test_a_process_alone_listens_nowhere_from_its_start_on(tmp_path):
         wait_for(trained, 600)
         seen |= listening(member)
     assert seen == set()
+
+
+def seen_of(*words: str) -> tuple[int, set[tuple[str, int]]]:
+    """The exit code of a tool, and what it and all that it started listened on, from its start to its end."""
+    seen, process = set(), subprocess.Popen([sys.executable, '-m', *words], cwd=jobs.ROOT, stdout=subprocess.DEVNULL,
+                                            env={**os.environ, 'JAX_PLATFORMS': 'cpu', 'JAX_NUM_CPU_DEVICES': '2'})
+    try:
+        while process.poll() is None:
+            with contextlib.suppress(psutil.NoSuchProcess, OSError):  # one ended while it was looked at
+                seen |= listening(psutil.Process(process.pid))
+            time.sleep(0.05)
+        return process.returncode, seen
+    finally:
+        process.terminate()
+        process.wait()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('words', [
+    ['tools.sample', '{run}', '--prompt=the king'], ['tools.report', '{workdir}'],
+    ['tools.supervise', '--', sys.executable, '-m', 'tools.evaluate', '{run}']], ids=lambda words: words[0])
+def test_a_tool_listens_nowhere_from_start_to_end(finished_pipeline, tmp_path, words):
+    workdir = shutil.copytree(finished_pipeline, tmp_path / 'runs')
+    run = exactness.folder_of('pretrain', workdir)
+    assert seen_of(*(word.format(run=run, workdir=workdir) for word in words)) == (0, set())
+
+
+@pytest.mark.slow
+def test_processes_of_a_local_launch_listen_for_this_machine_alone(tmp_path):
+    tiny.write_data(tmp_path)
+    config = jobs.write_config(tmp_path, only='pretrain', **{
+        'pretrain.stop_step': 2, 'pretrain.exec.mesh.data': 2, 'pretrain.figures.rows': 0})
+    code, seen = seen_of('tools.launch', '--local=2', f'--config={config}', f'--workdir={tmp_path / "runs"}')
+    assert code == 0 and seen  # the coordinator's port, at least
+    assert reachable(seen) == set()
+
+
+def test_what_a_tool_listens_on_is_seen(tmp_path):
+    (tmp_path / 'serve.py').write_text('import socket, time\nwith socket.socket() as door:\n'
+                                       '    door.bind(("127.0.0.1", 0))\n    door.listen()\n    time.sleep(1)\n')
+    code, seen = seen_of('tools.supervise', '--', sys.executable, str(tmp_path / 'serve.py'))
+    assert code == 0 and [address for address, _ in seen] == ['127.0.0.1'] and reachable(seen) == set()

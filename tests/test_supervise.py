@@ -95,6 +95,18 @@ def test_progress_is_a_step_beyond_all_before(start, tmp_path):
     assert code == 0 and starts(tmp_path) == 10
 
 
+@pytest.mark.parametrize('words, line', [
+    (['--', 'nosuchcommand'], 'COMMAND=nosuchcommand cannot be started (No such file or directory); give a program'),
+    (['--', '{folder}'], 'cannot be started (Permission denied)'),
+    ([], 'the following arguments are required: COMMAND'),
+    (['--restarts=many', '--', 'true'], "argument --restarts: invalid int value: 'many'")])
+def test_a_mistake_costs_one_line(tmp_path, words, line):
+    done = subprocess.run([sys.executable, '-m', 'tools.supervise', *(word.format(folder=tmp_path) for word in words)],
+                          cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, '')
+    assert done.stderr.startswith('error: ') and line in done.stderr and done.stderr.count('\n') == 1
+
+
 def test_another_stage_counts_anew(tmp_path):
     progress = Progress(tmp_path / 'progress')
     beyond = []

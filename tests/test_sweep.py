@@ -290,12 +290,24 @@ def test_overrides_arrive_as_they_are_in_the_sweep(stubbed):
 
 def test_a_row_may_be_handed_to_launch(stubbed):
     row = read_rows(stubbed[0], product(*AXES), quietly)[16]
-    assert sweep.command(row, 'c.py', 'w', '')[1:] == ['-m', 'llm.main', '--config=c.py', '--workdir=w', *row.flags]
+    assert sweep.command(row, 'c.py', 'w', [])[1:] == ['-m', 'llm.main', '--config=c.py', '--workdir=w', *row.flags]
     for flags in ("tpu --pod='2x v5e-256' --zone=z", 'slurm --nodes=2', '--local=2 --supervise'):
-        _, _, tool, *words = sweep.command(row, 'configs/' + 'long' * 12 + '.py', 'w', flags)
+        _, _, tool, *words = sweep.command(row, 'configs/' + 'long' * 12 + '.py', 'w', sweep.split(flags))
         arguments, job = launch.parse(words)
         assert tool == 'tools.launch' and arguments.wait and job.name.endswith('-r17')
         assert (job.workdir, list(job.overrides)) == ('w', row.flags)
+
+
+@pytest.mark.parametrize('words, line', [
+    (["--launch=slurm --name='x"], "--launch=slurm --name='x: No closing quotation; write it as for a shell"),
+    (['--jobs=0'], '--jobs=0 is less than 1; use 1 or more'), (['--jobs=many'], 'argument --jobs: invalid int value'),
+    (['--job'], 'argument --jobs: expected one argument')])
+def test_a_mistaken_flag_costs_one_line_before_any_data_is_read(monkeypatch, words, line):
+    monkeypatch.setattr(sweep, 'read_rows', lambda *of: pytest.fail('read'))
+    monkeypatch.setattr(sys, 'argv', ['sweep', 'experiments/launch_sweep/sweep.py', '--workdir=w', *words])
+    with pytest.raises(UserError, match=f'^{re.escape(line)}') as error:
+        sweep.main()
+    assert '\n' not in str(error.value)
 
 
 @pytest.mark.parametrize('text, line', [

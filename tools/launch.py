@@ -22,6 +22,7 @@ import subprocess
 import sys
 
 from llm.errors import UserError
+from tools.flags import ended, Parser
 from tools.targets import gke, local, slurm, tpu
 from tools.targets.job import Job, Step
 from tools.targets.pods import pod
@@ -55,8 +56,8 @@ def main(words: list[str]) -> int:
 
 def parse(words: list[str]) -> tuple[argparse.Namespace, Job]:
     """The flags of this tool, and what is left of them: a job. Raises UserError."""
-    parser = _Parser(prog='tools.launch', description=__doc__, allow_abbrev=False,
-                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(prog='tools.launch', description=__doc__, allow_abbrev=False,
+                    formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('target', nargs='?', choices=[name for name in _FLAGS if name != 'local'])
     parser.add_argument('--local', type=int, metavar='N', help='so many processes on the CPU of this machine')
     parser.add_argument('--config', required=True, help='FILE[:VARIANT]; --config.KEY=VALUE overrides a key')
@@ -121,16 +122,5 @@ def _run(step: Step) -> int:
     return local.exit_code(done.returncode)
 
 
-class _Parser(argparse.ArgumentParser):
-    """A mistake costs one line."""
-
-    def error(self, message: str):
-        raise UserError(' '.join(message.split()))
-
-
 if __name__ == '__main__':
-    try:
-        sys.exit(main(sys.argv[1:]))
-    except UserError as mistake:
-        print(f'error: {mistake}', file=sys.stderr)
-        sys.exit(mistake.exit_code)
+    sys.exit(ended(lambda: main(sys.argv[1:])))

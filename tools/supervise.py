@@ -22,7 +22,6 @@ sign of life, and a command without one for far longer than ever before hangs: i
 So is one that somebody stopped (SIGSTOP).
 """
 
-import argparse
 import contextlib
 import os
 import pathlib
@@ -36,6 +35,7 @@ import time
 import psutil
 
 from llm.errors import Diverged, Preempted, StorageError, UserError
+from tools.flags import ended, Parser
 
 # As in llm/processes.py, whose imports a supervisor can do without.
 PROGRESS_FILE = 'QUARTET_PROGRESS_FILE'
@@ -119,8 +119,12 @@ class Supervisor:
             return Preempted.exit_code
         # A session of its own: a terminal's Ctrl-C comes here alone, and what the command starts ends with it.
         goes_on = {GOES_ON: '1'} if progress.ever else {}
-        self._child = subprocess.Popen(self._command, env=os.environ | goes_on | {PROGRESS_FILE: str(progress.path)},
-                                       start_new_session=True)
+        variables = os.environ | goes_on | {PROGRESS_FILE: str(progress.path)}
+        try:
+            self._child = subprocess.Popen(self._command, env=variables, start_new_session=True)
+        except OSError as error:
+            raise UserError(f'COMMAND={self._command[0]} cannot be started ({error.strerror}); give a program and its '
+                            f'words after --') from None
         if self._asked:  # between the last look and the start
             self._child.terminate()
         say(f'started {self._command[0]} as process {self._child.pid}')
@@ -177,7 +181,7 @@ def say(line: str) -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = Parser(prog='tools.supervise', description=__doc__.splitlines()[0])
     parser.add_argument('--restarts', type=int, default=3, help='in a row without progress')
     parser.add_argument('--hang_seconds', type=float, default=600.0,
                         help='without a sign of life; more where a step or compiling took longer before')
@@ -187,4 +191,4 @@ def main() -> int:
 
 
 if __name__ == '__main__':
-    sys.exit(main())
+    sys.exit(ended(main))

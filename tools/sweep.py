@@ -11,7 +11,6 @@ workdir, a table on the screen; exit code 0, or 1 where rows failed. Called agai
 Left out: editing configs. `--launch` hands each row to `tools.launch`, e.g. --launch='slurm --nodes=2'.
 """
 
-import argparse
 import contextlib
 import importlib.util
 import pathlib
@@ -25,6 +24,7 @@ from llm import metrics
 from llm.errors import Preempted, UserError
 from llm.main import guarded
 from tools import launch
+from tools.flags import Parser
 from tools.sweeps import outcome, schedule
 from tools.sweeps.rows import Finished, read_rows, Row
 
@@ -33,14 +33,15 @@ _SAVE_SECONDS = 60.0  # for rows that were told to stop
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = Parser(prog='tools.sweep', description=__doc__.splitlines()[0])
     parser.add_argument('sweep', help='e.g. experiments/NAME/sweep.py')
     parser.add_argument('--workdir', required=True, help='folder of all runs')
     parser.add_argument('--jobs', type=int, default=1, help='rows at a time')
-    parser.add_argument('--launch', default='', help='flags of tools.launch, by which each row is run')
+    parser.add_argument('--launch', default='', metavar='FLAGS', help='flags of tools.launch, by which each row is run')
     arguments = parser.parse_args()
     if arguments.jobs < 1:
         raise UserError(f'--jobs={arguments.jobs} is less than 1; use 1 or more')
+    flags = split(arguments.launch)
     config, overrides = read(arguments.sweep)
     rows = read_rows(config, overrides, metrics.progress)
     stages = {name: len({row.keys[name] for row in rows}) for name in rows[0].stages}
@@ -51,7 +52,7 @@ def main() -> int:
 
     def start(row: Row) -> subprocess.Popen:
         with (logs / f'row{row.number}.log').open('a') as log:
-            return subprocess.Popen(command(row, config, arguments.workdir, arguments.launch), stdout=log,
+            return subprocess.Popen(command(row, config, arguments.workdir, flags), stdout=log,
                                     stdin=subprocess.DEVNULL, stderr=subprocess.STDOUT, start_new_session=True)
     with _ended_with_us(start) as started:
         ended = schedule.run(rows, jobs=arguments.jobs, unfinished=finished.unfinished, start=started,
@@ -67,13 +68,21 @@ def main() -> int:
     return 1 if failed else 0
 
 
-def command(row: Row, config: str, workdir: str, flags: str) -> list[str]:
+def command(row: Row, config: str, workdir: str, flags: list[str]) -> list[str]:
     """What runs a row, here or by `tools.launch` with those flags, and ends when the row has."""
     words = [f'--config={config}', f'--workdir={workdir}', *row.flags]
     if not flags:
         return [sys.executable, '-m', 'llm.main', *words]
     name = f'{launch.job_name(config)[:34].rstrip("-")}-r{row.number}'
-    return [sys.executable, '-m', 'tools.launch', *shlex.split(flags), '--wait', f'--name={name}', *words]
+    return [sys.executable, '-m', 'tools.launch', *flags, '--wait', f'--name={name}', *words]
+
+
+def split(flags: str) -> list[str]:
+    """The words of `--launch`; raises UserError."""
+    try:
+        return shlex.split(flags)
+    except ValueError as error:  # a quote that is not closed
+        raise UserError(f'--launch={flags}: {error}; write it as for a shell') from None
 
 
 def read(path: str) -> tuple[str, list[dict]]:

@@ -1,9 +1,11 @@
 """The short form of tools/faults/anomalies.py: of each way in which a number goes wrong, one."""
 
+import sys
 from unittest import mock
 
 import pytest
 
+from llm.errors import UserError
 from llm.guard import Guard
 from tools.faults import anomalies
 from tools.faults.anomalies import Fault, REWINDS
@@ -33,6 +35,13 @@ def test_a_fault_that_stays_ends_the_run_with_its_own_code(tried):
     row = tried(Fault('pretrain', 'gradient', 'inf', 5, 10 ** 6))
     assert row['ended'] == '43' and row['good'], row
     assert row['left out'] == '5, 6, 7' and len(row['back to'].split(', ')) == REWINDS
+
+
+def test_a_stage_that_is_none_is_refused_before_anything_runs(tmp_path, monkeypatch):
+    monkeypatch.setattr(anomalies, 'prepare', lambda base: pytest.fail('ran'))
+    monkeypatch.setattr(sys, 'argv', ['anomalies', f'--workdir={tmp_path}', '--only=ppo,stf'])
+    with pytest.raises(UserError, match='^--only=ppo,stf: no stage is called stf; use some of pretrain,sft'):
+        anomalies.main()
 
 
 def test_a_fault_that_nobody_looks_for_is_told(tried):

@@ -7,6 +7,7 @@ import re
 from typing import Any
 
 LABEL = re.compile(r'[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?')  # RFC 1123
+_SUBDOMAIN = re.compile(r'(?=.{1,253}$)[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*')  # too
 _QUALIFIED = re.compile(r'([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?[A-Za-z0-9]([-\w.]{0,61}[A-Za-z0-9])?', re.ASCII)
 _LABELS = {_QUALIFIED: re.compile(r'([A-Za-z0-9]([-\w.]{0,61}[A-Za-z0-9])?)?', re.ASCII)}
 _IMAGE = re.compile(r'[a-z0-9][\w./:@-]*', re.ASCII)
@@ -32,7 +33,7 @@ _POD = {
     'terminationGracePeriodSeconds': int, 'nodeSelector': _LABELS, 'serviceAccountName': LABEL, 'subdomain': LABEL,
     'tolerations': [{'key': _QUALIFIED, 'operator': one_of('Exists', 'Equal'), 'value': str,
                      'effect': one_of('NoSchedule', 'PreferNoSchedule', 'NoExecute'), 'tolerationSeconds': int}],
-    'volumes': [{'name!': LABEL, 'persistentVolumeClaim': {'claimName!': LABEL, 'readOnly': bool}}]}
+    'volumes': [{'name!': LABEL, 'persistentVolumeClaim': {'claimName!': _SUBDOMAIN, 'readOnly': bool}}]}
 _METADATA = {'labels': _LABELS, 'annotations': {_QUALIFIED: str}}
 _POLICY = {'rules!': [{
     'action!': one_of('FailJob', 'FailIndex', 'Ignore', 'Count'),

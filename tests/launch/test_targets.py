@@ -93,6 +93,13 @@ def test_schema_finds_what_the_api_would_refuse(where, value):
     assert len(jobset_schema.errors(manifest)) == 1
 
 
+@pytest.mark.parametrize('claim', ['runs', '0', '7-days', 'pvc.team-a.v1', 'a' * 50, '.'.join(['a' * 62] * 4)])
+def test_any_name_that_a_claim_may_have_is_taken(claim):
+    manifest = manifest_of('v5p-128', f'--claim={claim}')
+    assert jobset_schema.errors(manifest) == []
+    assert pod_spec(manifest)['volumes'][0]['persistentVolumeClaim']['claimName'] == claim
+
+
 @pytest.mark.parametrize('code, again', [(42, True), (134, True), (137, True), (1, True), (2, False), (43, False),
                                          (44, False)])
 def test_jobset_starts_again_where_that_may_help(code, again):
@@ -188,7 +195,9 @@ def test_pod_that_is_not_known_is_refused(name):
     ([*WORDS['gke'], '--config=x', '--workdir=runs/x'], 'give an absolute path'),
     ([*WORDS['gke'], '--config=x', '--workdir=/a:/b'], 'give an absolute path'),
     (['gke', '--pod=v5p-128', '--image=a b', '--claim=runs', *CONFIG], "--image='a b' is not a plain word"),
-    (['gke', '--pod=v5p-128', '--image=a', '--claim=../x', *CONFIG], '--claim='),
+    *((['gke', '--pod=v5p-128', '--image=a', f'--claim={claim}', *CONFIG],
+       f'--claim={claim!r} cannot name a PersistentVolumeClaim; use at most 253 of a-z, 0-9, - and .')
+      for claim in ('../x', '', 'Runs', 'a..b', '-a', 'a-', 'a.-b', 'a_b', 'a\n', 'a' * 254)),
     (['--local=3', *CONFIG], '--local=3 does not divide JAX_NUM_CPU_DEVICES=8; change one of them'),
     (['--local=0', *CONFIG], '--local=0 does not divide'),
 ])

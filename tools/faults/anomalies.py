@@ -35,12 +35,13 @@ from llm import pipeline
 from llm import processes
 from llm import run as run_lib
 from llm import train_step
-from llm.errors import Diverged
+from llm.errors import Diverged, UserError
 from llm.journal import Journal
 from llm.main import enable_compilation_cache
 from llm.manifest import read, sealed_steps
 from llm.stages import ppo
 from tools.faults import job
+from tools.flags import ended, Parser
 
 FACTORS = {'nan': np.nan, 'inf': np.inf, 'spike': 1e4}
 # Ratings that are no numbers order no answers: such a batch of the reward stage teaches nothing, and harms nothing.
@@ -259,7 +260,7 @@ def _yes(truth: bool) -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = Parser(prog='tools.faults.anomalies', description=__doc__.splitlines()[0])
     parser.add_argument('--workdir', required=True, type=pathlib.Path)
     parser.add_argument('--seed', type=int, default=0)
     parser.add_argument('--only', default=','.join(job.NAMES), help='stages, with commas between')
@@ -267,6 +268,10 @@ def main() -> int:
     for name in ('base', 'fault', 'kill'):  # of one run, to be killed
         parser.add_argument(f'--{name}', help=argparse.SUPPRESS)
     args = parser.parse_args()
+    names = args.only.split(',')
+    if unknown := set(names) - set(job.NAMES):
+        raise UserError(f'--only={args.only}: no stage is called {", ".join(sorted(unknown))}; use some of '
+                        f'{",".join(job.NAMES)}')
     processes.choose_platform()
     enable_compilation_cache()
     jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.2)
@@ -278,7 +283,7 @@ def main() -> int:
     metrics.console.quiet = True
     base, draw, rows = prepare(args.workdir.absolute() / 'base'), random.Random(args.seed), []
     kills = itertools.cycle(KILLS)
-    for fault in faults(draw, args.only.split(',')):
+    for fault in faults(draw, names):
         kill = next(kills) if fault.kind == 'nan' and fault.first == fault.last else None
         rows.append(try_out(fault, base, base.parent, kill))
         print(json.dumps(rows[-1]), flush=True)
@@ -290,4 +295,4 @@ def main() -> int:
 
 
 if __name__ == '__main__':
-    sys.exit(main())
+    sys.exit(ended(main))

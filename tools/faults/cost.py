@@ -65,7 +65,7 @@ def measure(folder: pathlib.Path, steps: int, cadence: int) -> dict[str, Any]:
                 save_seconds.append(time.monotonic() - began)
     counted, behind, saves = step_seconds[cadence + 1:], behind[cadence + 1:], save_seconds[2:]
     assert len(saves) == steps // cadence
-    alone = statistics.median(seconds for seconds, late in zip(counted, behind) if not late)
+    alone = statistics.median([seconds for seconds, late in zip(counted, behind) if not late] or counted)
     meanwhile = statistics.median([seconds for seconds, late in zip(counted, behind) if late] or [alone])
     return {'steps': len(counted), 'saves': len(saves), 'step seconds': alone,
             'save blocks seconds': statistics.fmean(saves), 'of it fingerprint seconds': statistics.fmean(prints[2:]),

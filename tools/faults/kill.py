@@ -75,14 +75,16 @@ def attempt(config: ConfigDict, workdir: pathlib.Path, kill_after: float = float
     began = time.time()
     with (workdir / 'said.log').open('a') as said, subprocess.Popen(
             job.command(workdir), cwd=job.ROOT, stdout=said, stderr=said, env=job.environment(1)) as process:
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(None if kill_after == float('inf') else kill_after)
-        if into_save is not None:
-            before = unsealed(workdir)  # of earlier kills
-            while process.poll() is None and not unsealed(workdir) - before:
-                time.sleep(0.002)
-            time.sleep(into_save)
-        process.kill()
+        try:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(None if kill_after == float('inf') else kill_after)
+            if into_save is not None:
+                before = unsealed(workdir)  # of earlier kills
+                while process.poll() is None and not unsealed(workdir) - before:
+                    time.sleep(0.002)
+                time.sleep(into_save)
+        finally:
+            process.kill()
         code = process.wait()
     if code not in (0, -signal.SIGKILL):
         raise RuntimeError(f'the pipeline ended with {code} by itself; {workdir / "said.log"} says why')

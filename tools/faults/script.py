@@ -5,6 +5,7 @@ from collections.abc import Callable
 import json
 import pathlib
 import shutil
+import signal
 import sys
 from typing import Any
 
@@ -19,6 +20,7 @@ def run(about: str, trials: int, measure: Callable[[int, int, pathlib.Path], Fig
       trials: how many, unless a flag says otherwise.
       measure: (number of trials, seed, empty folder) -> the figure.
     """
+    signal.signal(signal.SIGTERM, _stop)  # a script that is told to stop ends what it has started
     parser = argparse.ArgumentParser(description=about.splitlines()[0])
     parser.add_argument('--trials', type=int, default=trials)
     parser.add_argument('--seed', type=int, default=0)
@@ -40,6 +42,11 @@ def run(about: str, trials: int, measure: Callable[[int, int, pathlib.Path], Fig
         asked = {'trials': arguments.trials, 'seed': arguments.seed}
         pathlib.Path(arguments.json).write_text(json.dumps({'figure': line, 'reached': reached, **asked, **parts}))
     return 0 if reached else 1
+
+
+def _stop(number: int, frame) -> None:
+    signal.signal(number, signal.SIG_IGN)  # `timeout` says it twice, and the second would break off the end
+    raise SystemExit(128 + number)
 
 
 def say(line: str) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from llm.errors import Diverged, StorageError, UserError
-from tools.targets.job import Job, label, Step, word
+from tools.targets.job import Job, Step, word
 from tools.targets.pods import Pod
 
 _FINAL_CODES = sorted(error.exit_code for error in (UserError, Diverged, StorageError))
@@ -21,6 +21,7 @@ _MAX_RESTARTS = 100  # of all pods: a spot slice may be taken that often; `super
 _GRACE_SECONDS = 120  # from SIGTERM to SIGKILL: time to save
 _COORDINATOR_PORT = 8476
 _REPLICATED_JOB = 'slice'
+_CLAIM_LENGTH = 253  # of a subdomain of RFC 1123
 _JOBSET = 'jobset.sigs.k8s.io'
 
 
@@ -62,7 +63,7 @@ def jobset(job: Job, pod: Pod, *, image: str, claim: str, spot: bool) -> dict[st
                          'cloud.google.com/gke-tpu-topology': pod.topology,
                          **({'cloud.google.com/gke-spot': 'true'} if spot else {})},
         'containers': [container],
-        'volumes': [{'name': 'workdir', 'persistentVolumeClaim': {'claimName': label('--claim', claim)}}],
+        'volumes': [{'name': 'workdir', 'persistentVolumeClaim': {'claimName': _claim_name(claim)}}],
     }
     if spot:
         spec['tolerations'] = [{'key': 'cloud.google.com/gke-spot', 'operator': 'Equal', 'value': 'true',
@@ -81,6 +82,15 @@ def jobset(job: Job, pod: Pod, *, image: str, claim: str, spot: bool) -> dict[st
             'failurePolicy': {'maxRestarts': _MAX_RESTARTS, 'rules': [
                 {'name': 'final', 'action': 'FailJobSet', 'onJobFailureReasons': ['PodFailurePolicy']}]},
             'replicatedJobs': [{'name': _REPLICATED_JOB, 'replicas': pod.slices, 'template': {'spec': slice_job}}]}}
+
+
+def _claim_name(claim: str) -> str:
+    """The claim, if Kubernetes lets a thing have that name; raises UserError."""
+    part = '[a-z0-9]([-a-z0-9]*[a-z0-9])?'
+    if not re.fullmatch(rf'{part}(\.{part})*', claim) or len(claim) > _CLAIM_LENGTH:
+        raise UserError(f'--claim={claim!r} cannot name a PersistentVolumeClaim; use at most {_CLAIM_LENGTH} of a-z, '
+                        f'0-9, - and ., with a letter or digit first and last and beside each dot')
+    return claim
 
 
 def xpk_steps(job: Job, pod: Pod, *, image: str, cluster: str, zone: str, project: str | None,
