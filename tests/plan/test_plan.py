@@ -101,7 +101,7 @@ def test_bytes_of_a_device_are_those_of_its_part():
 
 def test_what_does_not_fit_is_said_in_one_line_with_the_cheapest_change_that_helps(monkeypatch):
     """On a chip with a tenth less than the step needs; half of the rows at a time need less than that."""
-    run, = paper(small(batch_size=16, seq_len=128)).values()
+    run, = paper(small(batch_size=16)).values()
     need = plan_stage(run, pod('v5e-8')).peak_gib
     monkeypatch.setitem(CHIPS, 'v5e', dataclasses.replace(CHIPS['v5e'], hbm_gib=0.9 * need))
     plan = plan_stage(run, pod('v5e-8'))
@@ -123,7 +123,7 @@ def misfit(run, *names: str) -> StagePlan:
 
 @pytest.fixture
 def compiled(monkeypatch) -> Callable:
-    """compiled(fits) -> the runs that `suggest` compiles, of which those fit for which `fits` holds; none is compiled."""
+    """compiled(fits) -> the runs that `suggest` would compile, of which those fit for which `fits` holds."""
     def stand_in(fits: Callable) -> list:
         seen = []
 
