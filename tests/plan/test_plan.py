@@ -227,6 +227,9 @@ def test_the_command_plans_four_stages_and_writes_json(tmp_path):
     assert set(planned['programs']['reshard']['work']['wire_bytes']) == {'all-gather'}
     for stage in plan['stages'].values():
         assert stage['fits'] and stage['peak_gib'] <= stage['limit_gib'] and stage['hours'] > 0
+        # No less is done than the bound of MFU counts; but a rollout need not read the last token that it drew.
+        assert all(program['causal_flops'] <= stage['devices'] * program['work']['flops'] for what, program in
+                   stage['programs'].items() if what != 'rollout')
         # Nothing that stays is forgotten: what a program does not hold stands beside it.
         assert stage['peak_gib'] >= sum(stage['resident_gib'].values())
 
