@@ -24,7 +24,8 @@ class Program(NamedTuple):
     args: tuple
     holds: tuple[str, ...]  # those of `Programs.resident` that are among the arguments
     tokens: int  # that go through it in a call, padding included
-    model_flops: float  # of the arithmetic that the models need for them, recomputation not counted
+    model_flops: float  # of the arithmetic that the models need for them, in PaLM's convention: all scores
+    causal_flops: float  # the same without the masked half of attention's scores
     calls: int = 1  # in a step of the stage
     most_trips: int = 0  # of loops that data ends
 
@@ -62,10 +63,12 @@ def text_rows(run: Run, count: int) -> dict[str, jax.ShapeDtypeStruct]:
     return shape_rows(run, count, **whole, mask_BT=(length, jnp.float32))
 
 
-def one_update(state: TrainState, step: Callable, batch: Any, *, tokens: int, flops_per_token: float) -> Programs:
-    """A stage whose step is one program."""
+def one_update(state: TrainState, step: Callable, batch: Any, *, tokens: int,
+               flops_per_token: Callable[..., float]) -> Programs:
+    """A stage whose step is one program; its arithmetic is `train_flops_per_token`'s, given but for `scores_share`."""
     resident = {'parameters': state.params, 'optimizer': state.opt_state}
     if state.ema is not None:
         resident['average'] = state.ema
-    return Programs(resident, {'step': Program(step, (state, None, batch), tuple(resident), tokens,
-                                               flops_per_token * tokens)}, tokens)
+    return Programs(resident, {'step': Program(
+        step, (state, None, batch), tuple(resident), tokens, flops_per_token() * tokens,
+        flops_per_token(scores_share=0.5) * tokens)}, tokens)

@@ -2,7 +2,8 @@
 
 In: a config of one stage or of a pipeline, and the pod it is meant for. No TPU, no data: the TPU compiler alone.
 Out: a table for every stage (does it fit, what stays in memory, arithmetic, bytes on the wire, a roofline), and JSON.
-Exit code 0: all fits; 1: something does not, and one line says what to change; 2: a mistake in config or flags.
+Exit code 0: all fits; 1: something does not, and one line says what to change; 2: a mistake in config or flags, or an
+error of the compiler's own.
 Left out: running anything. Seconds are bounds by the hardware, not measurements.
 """
 
@@ -43,7 +44,7 @@ def main() -> None:
         table.show(name, plan, target)
         if not plan.fits:
             prefix = f'config.stages.{name}' if 'stages' in config else 'config'
-            how = suggestion(run, plan, target, prefix) if SUGGEST.value else advice(run, plan, prefix)
+            how = suggestion(run, plan, target, prefix) if SUGGEST.value else advice(run, plan, target, prefix)
             lines.append(table.does_not_fit(name, plan, target, how))
     if JSON.value:
         write(pathlib.Path(JSON.value), {'pod': target.name, 'chip': target.chip.device_kind,

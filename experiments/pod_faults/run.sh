@@ -2,9 +2,9 @@
 # What is done to runs on purpose, at full length: bash experiments/pod_faults/run.sh FOLDER [NAME ...]
 # FOLDER gets a JSON file and a line of text for each NAME (all, without); those that are there stay.
 set -euo pipefail
+mkdir -p "$1"
+folder=$(cd "$1" && pwd); shift
 cd "$(dirname "$0")/../.."
-folder=$1; shift
-mkdir -p "$folder"
 export JAX_PLATFORMS=cpu
 missed=0
 for name in ${*:-flips disk reshard kill anomalies preempt peers cost}; do

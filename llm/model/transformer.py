@@ -257,16 +257,18 @@ def layers_apart(params: dict[str, Any], config: ModelConfig, exec_config: ExecC
     return {name: tree for name, tree in params.items() if name != 'layers'} | apart
 
 
-def train_flops_per_token(config: ModelConfig, seq_len: int, *, logits_share: float = 1.0) -> float:
+def train_flops_per_token(config: ModelConfig, seq_len: int, *, logits_share: float = 1.0,
+                          scores_share: float = 1.0) -> float:
     """FLOPs of a training step per token: 6 per weight of a matmul, and 12 L N H T of attention.
 
     logits_share: of the tokens, whose logits over the vocabulary are computed; 0 with a scalar head.
+    scores_share: of attention's scores, that count; causality leaves .5.
 
-    PaLM's convention (arXiv:2204.02311, appendix B): attention counts in full though half of it is masked, and
-    recomputation does not count.
+    As they stand PaLM's convention (arXiv:2204.02311, appendix B): attention counts in full though half of it is
+    masked, and recomputation does not count.
     """
     projections = 2 * (config.num_heads + config.num_kv_heads) * config.head_dim
     feed_forward = (3 if config.mlp in GATED else 2) * config.mlp_dim
     weights = config.num_layers * config.model_dim * (projections + feed_forward)
     weights += logits_share * config.vocab_size * config.model_dim
-    return 6.0 * weights + 12.0 * config.num_layers * config.num_heads * config.head_dim * seq_len
+    return 6.0 * weights + 12.0 * scores_share * config.num_layers * config.num_heads * config.head_dim * seq_len

@@ -4,7 +4,9 @@ In: a `Run` on paper, its programs, a `Pod`. Out: `StagePlan`, plain numbers.
 Left out: how they are shown (`table.py`), what to do where a stage does not fit (`suggest.py`).
 
 A roofline: every number is what the hardware allows, not what will be measured. Seconds with overlap are those of the
-busiest of arithmetic, memory and wires; without, arithmetic or memory waits for the wires.
+busiest of arithmetic, memory and wires; without, arithmetic or memory waits for the wires. The bound of MFU counts
+attention as the HLO is counted, without the masked half of the scores, so that it is one; what a run reports is in
+PaLM's convention, with all of them (`train_flops_per_token`), and may be above it.
 """
 
 import dataclasses
@@ -16,6 +18,7 @@ from typing import Any
 import jax
 
 from llm.chips import Chip, mfu
+from llm.errors import UserError
 from llm.pipeline import STAGES
 from llm.plan import hlo
 from llm.plan.pods import Pod
@@ -50,7 +53,7 @@ class ProgramPlan:
     host_gib: float  # of the host's memory, a device
     calls: int  # in a step
     tokens: int  # in a call, of all devices
-    model_flops: float  # in a call, of all devices
+    causal_flops: float  # that the models need in a call, of all devices
     compile_seconds: float
     work: Work | None = None
     parts: dict[str, Work] = dataclasses.field(default_factory=dict)  # of a rollout: prefill and decode
@@ -72,9 +75,15 @@ class StagePlan:
     steps: int
     seconds: float | None = None  # of a step, with overlap
     seconds_without_overlap: float | None = None
-    mfu_bound: float | None = None
+    mfu_bound: float | None = None  # with causal attention
     tokens_per_second: float | None = None
     hours: float | None = None  # for all steps
+
+    @property
+    def worst(self) -> str:
+        """Of the programs that do not fit, the one that needs most."""
+        return max((name for name, program in self.programs.items() if not program.fits),
+                   key=lambda name: self.programs[name].need_gib + self.programs[name].beside_gib)
 
     def as_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -99,7 +108,8 @@ def plan_stage(run: Run, pod: Pod) -> StagePlan:
 def compile_program(program: Program, mesh: jax.sharding.Mesh, pod: Pod, *, beside_gib: float = 0.0) -> ProgramPlan:
     """One program, compiled; the compiler itself says where it does not fit."""
     began, chip = time.monotonic(), pod.chip
-    same = dict(beside_gib=beside_gib, calls=program.calls, tokens=program.tokens, model_flops=program.model_flops)
+    same = dict(beside_gib=beside_gib, calls=program.calls, tokens=program.tokens,
+                causal_flops=program.causal_flops)
     with jax.set_mesh(mesh):
         lowered = program.jitted.lower(*program.args)
         try:
@@ -128,11 +138,12 @@ def work(counts: hlo.Counts, chip: Chip) -> Work:
 
 
 def exceeded(message: str) -> tuple[float, float]:
-    """(need, limit) in GiB from the compiler's refusal; whatever else it says is raised again as it is."""
+    """(need, limit) in GiB from the compiler's refusal; whatever else it says raises UserError."""
     found = re.search(r'\(([\d.]+)([KMGT]?)\) exceeds[^(]*\(([\d.]+)([KMGT]?)\)', message) or re.search(
         r'Used ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?) hbm', message)
     if 'RESOURCE_EXHAUSTED' not in message or not found:
-        raise RuntimeError(message)
+        raise UserError(f'the TPU compiler failed: {" ".join(message.split())}; this says nothing of what fits: change '
+                        f'the config or the pod, or use another libtpu')
     need, need_unit, limit, limit_unit = found.groups()
     return float(need) * _UNITS[need_unit] / GIB, float(limit) * _UNITS[limit_unit] / GIB
 
@@ -146,7 +157,7 @@ def _timed(plan: StagePlan, chip: Chip) -> StagePlan:
     programs = plan.programs.values()
     seconds, apart = (sum(program.calls * getattr(program.work, key) for program in programs)
                       for key in ('seconds', 'seconds_without_overlap'))
-    arithmetic = sum(program.calls * program.model_flops for program in programs)
+    arithmetic = sum(program.calls * program.causal_flops for program in programs)
     return dataclasses.replace(
         plan, seconds=seconds, seconds_without_overlap=apart, tokens_per_second=plan.tokens / seconds,
         mfu_bound=mfu(1 / seconds, arithmetic, plan.devices * chip.flops_per_second),

@@ -73,6 +73,9 @@ def pod(name: str) -> Pod:
     """Raises UserError for a name that is not in the table."""
     match = re.fullmatch(r'(?:([1-9]\d{0,2})x\s*)?(\w+)-(\d{1,6})', name, re.ASCII)
     slices, kind, size = match.groups() if match else (None, '', '')
-    if kind not in _KINDS or int(size) not in _KINDS[kind][2]:
+    if kind not in _KINDS:
         raise UserError(f'--pod={name} is not known{nearest(f"{kind}-{size}" if match else name, names())}')
+    if int(size) not in _KINDS[kind][2]:
+        close = min(_KINDS[kind][2], key=lambda known: abs(known - int(size)))
+        raise UserError(f'--pod={name} is not known; did you mean {kind}-{close}?')
     return Pod(name, kind, tuple(map(int, _KINDS[kind][2][int(size)].split('x'))), int(slices or 1))

@@ -1,98 +1,158 @@
-"""What to change where a stage does not fit: changes of how it is run, from the cheapest to the dearest.
+"""What to change where a stage does not fit: kinds of changes of how it is run, from the cheapest to the dearest.
 
-In: a `Run` on paper and its plan. Out: flags, for a person to type. Left out: changes of what is learned, but for
-`batch_size`, which comes last.
+In: a `Run` on paper and its plan. Out: flags, for a person to type. Left out: changes of what is learned, but for the
+sizes of batches, which come last.
 """
 
 from collections.abc import Iterator
 import dataclasses
-import itertools
+from typing import Any
 
 from llm.config import StageConfig
 from llm.errors import UserError
+from llm.pipeline import STAGES
 from llm.plan.compile import plan_stage, StagePlan
 from llm.plan.pods import Pod
 from llm.resolve import check
 from llm.run import Run
 from llm.sharding import make_mesh
 
-# What the backward pass computes again, and by about how much that makes a step longer.
-_REMAT = {'none': 1.0, 'minimal': 1.08, 'qkv': 1.2, 'full': 1.33, 'offload': 1.4}
-_TENSOR = (1, 4, 8)  # devices that share a layer; every doubling costs wires
-_MICRO_BATCHES = (1, 2, 4, 8)
-_SMALLER = (1, 2, 4)  # by which the batch is divided: another result, and the dearest change
-_MOST_TRIES = 16
+# Each kind from its mildest form to its strongest: factors of what is, sizes of an axis, or names.
+_KINDS = {
+    'micro_batches': (2, 4, 8),
+    'remat': ('minimal', 'qkv', 'full'),  # a step becomes longer by about 8, 20, 33 %
+    'fsdp': (-1,),  # what no other axis takes, of `data` too but for the slices
+    'offload': ('offload',),
+    'context': (2, 4, 8),
+    'tensor': (2, 4, 8),
+    'rollout_batch': (2, 4),
+    'batch_size': (2, 4),
+}
+_REMAT = ('none', *_KINDS['remat'], *_KINDS['offload'])
+_MESH = ('fsdp', 'context', 'tensor')
+_CONCERN = {'reshard': ('fsdp', 'tensor'), 'rollout': ('fsdp', 'tensor', 'rollout_batch'),
+            'score': (*_MESH, 'rollout_batch')}
+_UPDATE = tuple(kind for kind in _KINDS if kind != 'rollout_batch')
 
-Changes = dict[str, object]  # by dotted key
+Changes = dict[str, Any]  # kind -> how strong
 
 
-def advice(run: Run, plan: StagePlan, prefix: str) -> str:
-    """The cheapest change that was not tried."""
-    first = next(changes(run.config, plan.devices), None)
-    return f'try {_flags(first, prefix)}, or let --suggest try' if first else 'use a larger pod'
+def advice(run: Run, plan: StagePlan, pod: Pod, prefix: str) -> str:
+    """The first change that can be made and concerns the program that needs most; not compiled."""
+    for kind in _concerning(plan.worst):
+        for how in _KINDS[kind]:
+            if changed := _changed(run, {kind: how}, pod):
+                return f'try {_flags(run, changed, prefix)}, or let --suggest try'
+    return 'use a larger pod'
 
 
 def suggestion(run: Run, plan: StagePlan, pod: Pod, prefix: str) -> str:
-    """The cheapest changes with which the stage fits, compiled."""
-    tries = 0
-    for one in changes(run.config, plan.devices):
+    """The cheapest changes with which the stage fits, compiled.
+
+    Every kind at its strongest, alone and then beside those that are cheaper; of what fits first, as little as does.
+    """
+    tried: list[StageConfig] = []
+
+    def fitting(changes: Changes) -> str | None:
+        changed = _changed(run, changes, pod)
+        if not changed or changed.config in tried:
+            return None
+        tried.append(changed.config)
         try:
-            changed = _changed(run, one, pod)
-        except UserError:  # it does not divide, or is not known
-            continue
-        tries += 1
-        found = plan_stage(changed, pod)
-        if found.fits:
-            return f'{_flags(one, prefix)} makes it fit: {found.peak_gib:.2f} GiB'
-        if tries == _MOST_TRIES:
-            break
-    return f'none of {tries} changes makes it fit; use a larger pod'
+            found = plan_stage(changed, pod)
+        except UserError:  # the compiler has its own limits
+            return None
+        return f'{_flags(run, changed, prefix)} makes it fit: {found.peak_gib:.2f} GiB' if found.fits else None
+
+    misfits = [name for name, program in plan.programs.items() if not program.fits]
+    kinds = [kind for kind in _KINDS if any(kind in _concerning(name) for name in misfits)]
+    for changes in _strongest(run, kinds, pod):
+        if said := fitting(changes):
+            # The dearest is the first to be spared; twice, because one may have made room for another.
+            for kind in 2 * [*reversed(changes)]:
+                if kind not in changes:
+                    continue
+                without = {name: how for name, how in changes.items() if name != kind}
+                for milder in (without, *(changes | {kind: how} for how in _KINDS[kind])):
+                    if milder == changes:
+                        break
+                    if less := fitting(milder):
+                        changes, said = milder, less
+                        break
+            return said
+    return f'none of {len(tried)} changes makes it fit; use a larger pod'
 
 
-def changes(config: StageConfig, devices: int) -> Iterator[Changes]:
-    """Sets of changes, cheapest first; the config as it is is not among them."""
-    now, order = config.exec, list(_REMAT)
-    data = max(now.mesh.data, 1)  # of several slices a multiple of their number, so it stays
-    meshes = [None, *({'data': data, 'fsdp': devices // tensor // data, 'tensor': tensor, 'context': 1}
-                      for tensor in _TENSOR if devices % (tensor * data) == 0)]
-    remats = order[order.index(now.remat):]
-    found = []
-    for mesh, remat, micro, smaller in itertools.product(meshes, remats, _MICRO_BATCHES, _SMALLER):
-        one: Changes = {}
-        if mesh and mesh != _shape(now.mesh, devices):
-            one |= {f'exec.mesh.{axis}': size for axis, size in mesh.items()}
-        elif mesh:
-            continue
-        if remat != now.remat:
-            one['exec.remat'] = remat
-        if micro > 1:
-            one['exec.micro_batches'] = now.micro_batches * micro
-        if smaller > 1:
-            one['batch_size'] = config.batch_size // smaller
-        cost = _REMAT[remat] * (1.03 if mesh else 1.0) * (1.1 ** (mesh['tensor'].bit_length() - 1) if mesh else 1.0)
-        found.append((cost * 1.02 ** (micro.bit_length() - 1) * 2.0 ** (smaller - 1), len(found), one))
-    yield from (one for _, _, one in sorted(found) if one)
+def _strongest(run: Run, kinds: list[str], pod: Pod) -> Iterator[Changes]:
+    """Each kind alone, then more and more of them together, each as strong as it can be beside the others."""
+    def with_kind(changes: Changes, kind: str) -> Changes:
+        before = _changed(run, changes, pod) or run
+        for how in reversed(_KINDS[kind]):
+            if how == changes.get(kind):
+                break
+            found = _changed(run, changes | {kind: how}, pod)
+            if found and found.config != before.config:
+                return changes | {kind: how}
+        return changes
+    yield from filter(None, (with_kind({}, kind) for kind in kinds))
+    together: Changes = {}
+    for count, kind in enumerate(kinds):
+        wider = with_kind(together, kind)
+        if wider != together:
+            for other in kinds[:count]:  # with fewer rows at a time on longer axes, say
+                wider = with_kind(wider, other)
+            together = wider
+            yield together
 
 
-def _shape(mesh, devices: int) -> dict[str, int]:
-    sizes = dataclasses.asdict(mesh)
-    rest = devices
-    for size in sizes.values():
-        rest //= max(size, 1)
-    return {axis: rest if size == -1 else size for axis, size in sizes.items()}
+def _concerning(program: str) -> tuple[str, ...]:
+    """Kinds of changes by which that program needs less."""
+    return _CONCERN.get(program, _UPDATE)
 
 
-def _changed(run: Run, changes: Changes, pod: Pod) -> Run:
-    devices = pod.devices()
-    mesh = {key.removeprefix('exec.mesh.'): value for key, value in changes.items() if key.startswith('exec.mesh.')}
-    rest = {key.removeprefix('exec.'): value for key, value in changes.items()
-            if key.startswith('exec.') and not key.startswith('exec.mesh.')}
-    shape = dataclasses.replace(run.config.exec.mesh, **mesh)
-    config = dataclasses.replace(run.config, exec=dataclasses.replace(run.config.exec, mesh=shape, **rest),
-                                 **{key: value for key, value in changes.items() if '.' not in key})
-    check(run.name, config, devices)
-    return dataclasses.replace(run, config=config, mesh=make_mesh(shape, devices))
+def _changed(run: Run, changes: Changes, pod: Pod) -> Run | None:
+    """The run with these changes; None where they change nothing or are refused."""
+    config, devices = run.config, pod.devices()
+    try:
+        for kind, how in changes.items():
+            config = _apply(config, kind, how, pod)
+        check(run.name, config, devices)
+        changed = dataclasses.replace(run, config=config, mesh=make_mesh(config.exec.mesh, devices))
+        if config.exec.mesh != run.config.exec.mesh:
+            STAGES[config.stage].programs(changed)  # heads, say, may not divide
+    except UserError:
+        return None
+    return changed if config != run.config else None
 
 
-def _flags(changes: Changes, prefix: str) -> str:
-    return ' '.join(f'--{prefix}.{key}={value}' for key, value in changes.items())
+def _apply(config: StageConfig, kind: str, how: Any, pod: Pod) -> StageConfig:
+    if kind in ('batch_size', 'rollout_batch'):
+        return dataclasses.replace(config, **{kind: getattr(config, kind) // how})
+    if kind == 'micro_batches':
+        change = {kind: config.exec.micro_batches * how}
+    elif kind == 'fsdp' and 'data' in config.exec.rules['embed']:  # weights are split over both already
+        return config
+    elif kind in _MESH:
+        change = {'mesh': _mesh(config.exec.mesh, kind, how, pod)}
+    else:
+        change = {'remat': max(config.exec.remat, how, key=_REMAT.index)}
+    return dataclasses.replace(config, exec=dataclasses.replace(config.exec, **change))
+
+
+def _mesh(now, kind: str, how: int, pod: Pod):
+    """That axis of at least that size; `fsdp` takes what is left."""
+    sizes = {axis: max(1, getattr(now, axis)) for axis in ('data', 'tensor', 'context')}
+    if kind == 'fsdp' or now.data == -1:
+        sizes['data'] = pod.slices
+    if kind != 'fsdp':
+        sizes[kind] = max(sizes[kind], how)
+    same = all(getattr(now, axis) == size for axis, size in sizes.items())
+    return now if same else dataclasses.replace(now, **sizes, fsdp=-1)
+
+
+def _flags(run: Run, changed: Run, prefix: str) -> str:
+    """What is new in the config, as a command takes it."""
+    before, after = ({f'{where}{key}': value for where, values in (
+        ('', vars(one.config)), ('exec.', vars(one.config.exec)), ('exec.mesh.', vars(one.config.exec.mesh)))
+        for key, value in values.items() if not dataclasses.is_dataclass(value)} for one in (run, changed))
+    return ' '.join(f'--{prefix}.{key}={value}' for key, value in after.items() if value != before[key])

@@ -28,8 +28,7 @@ def show(name: str, plan: StagePlan, pod: Pod) -> None:
 
 def does_not_fit(name: str, plan: StagePlan, pod: Pod, advice: str) -> str:
     """One line: the program that needs most, what it needs, what there is, what to change."""
-    what, worst = max(((what, program) for what, program in plan.programs.items() if not program.fits),
-                      key=lambda item: item[1].need_gib + item[1].beside_gib)
+    what, worst = plan.worst, plan.programs[plan.worst]
     beside = f' beside {worst.beside_gib:.2f} that stay in memory' if worst.beside_gib else ''
     return (f'{name} does not fit {pod.name}: {what} needs {worst.need_gib:.2f} GiB{beside} and a device has '
             f'{plan.limit_gib:.2f}; {advice}')

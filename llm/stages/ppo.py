@@ -148,23 +148,27 @@ def programs(run: Run) -> Programs:
     if config.ptx_coef:
         whole |= {_CHATS + name: field for name, field in text_rows(run, count).items()}
     batch = {name: _like_rows(run, field, config.batch_size) for name, field in whole.items()}
-    flops = functools.partial(train_flops_per_token, seq_len=config.seq_len)
-    policy = flops(models.policy.config, logits_share=config.max_new_tokens / config.seq_len)
-    value, reader = (flops(model.config, logits_share=0.0) for model in (models.value, models.scorer))
     tokens, trained = count * config.seq_len, config.batch_size * config.seq_len
+
+    def flops(scores_share: float) -> tuple[float, float, float]:
+        each = functools.partial(train_flops_per_token, seq_len=config.seq_len, scores_share=scores_share)
+        policy = each(models.policy.config, logits_share=config.max_new_tokens / config.seq_len)
+        value, reader = (each(model.config, logits_share=0.0) for model in (models.value, models.scorer))
+        return policy / 3 * tokens, (policy + reader + value) / 3 * tokens, (policy + value) * trained
+    sampling, scoring, updating = zip(flops(1.0), flops(0.5))
     key = jax.ShapeDtypeStruct((), state.key.dtype, sharding=replicated(run.mesh))
     resident = {**state.params, 'optimizer': state.opt_state, 'reference': frozen['reference'], 'reward': scorer}
     found = {
         'rollout': Program(rollout.generate, (rollout_policy(run, models), prompts, key),
-                           () if config.rollout_rules else ('policy',), tokens, policy / 3 * tokens,
+                           () if config.rollout_rules else ('policy',), tokens, *sampling,
                            most_trips=most_decode_steps(run)),
         'score': Program(rollout.score, (state.params['value'], frozen, made, prompts['index_B'], state.step),
-                         ('value', 'reference', 'reward'), tokens, (policy + reader + value) / 3 * tokens),
+                         ('value', 'reference', 'reward'), tokens, *scoring),
         'update': Program(make_step(run, functools.partial(clipped_loss, run, models), tx, state),
-                          (state, None, batch), ('policy', 'value', 'optimizer'), trained, (policy + value) * trained,
+                          (state, None, batch), ('policy', 'value', 'optimizer'), trained, *updating,
                           calls=config.epochs * count // config.batch_size)}
     if config.rollout_rules:
-        found = {'reshard': Program(rollout.reshard, (state.params['policy'],), ('policy',), 0, 0.0), **found}
+        found = {'reshard': Program(rollout.reshard, (state.params['policy'],), ('policy',), 0, 0.0, 0.0), **found}
     return Programs(resident, found, tokens)
 
 

@@ -86,7 +86,7 @@ def programs(run: Run, objective: Objective | None = None) -> Programs:
     state = state_of(run, initial(run), tx)
     step = make_step(run, objective or make_objective(run), tx, state, schedule(config.optim))
     return one_update(state, step, text_rows(run, config.batch_size), tokens=config.batch_size * config.seq_len,
-                      flops_per_token=train_flops_per_token(run.model_config, config.seq_len))
+                      flops_per_token=functools.partial(train_flops_per_token, run.model_config, config.seq_len))
 
 
 def language_loss(model: Transformer, params: Any, frozen: None, batch: dict[str, jax.Array],

@@ -97,7 +97,8 @@ def programs(run: Run) -> Programs:
                  length_BR=(answers, jnp.int32), score_BR=(answers, jnp.float32), valid_BR=(answers, jnp.bool_))
     return one_update(state, make_step(run, make_objective(run), tx, state, schedule(config.optim)), batch,
                       tokens=config.batch_size * config.ranked_answers * config.seq_len,
-                      flops_per_token=train_flops_per_token(run.model_config, config.seq_len, logits_share=0.0))
+                      flops_per_token=functools.partial(train_flops_per_token, run.model_config, config.seq_len,
+                                                        logits_share=0.0))
 
 
 def ranking_loss(model: Transformer, params: Any, frozen: None, batch: dict[str, jax.Array],

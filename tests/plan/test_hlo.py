@@ -6,9 +6,16 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec as P
 import numpy as np
 import pytest
 
+from configs import sizes
+from llm.architecture import ModelConfig
+from llm.door import from_dict
+from llm.execution import MeshConfig
+from llm.model import splash
 from llm.plan import hlo
 from llm.plan.hlo_text import group_size
 from llm.plan.pods import pod
+from llm.sharding import AxisRules, make_mesh
+from tests import tiny
 
 
 @pytest.fixture(params=['cpu', 'tpu'])
@@ -100,3 +107,31 @@ def test_a_sum_for_all_counts_twice_and_in_a_loop_for_each_trip(mesh):
     ("replica_groups=mesh['x'=8] {'x':(1)2}", 2), ('source_target_pairs={{0,1}}', 0)])
 def test_groups_are_read_in_every_spelling(said, size):
     assert group_size(said) == size
+
+
+def test_a_sum_over_slices_leaves_them_once_for_each_half_that_stays():
+    """Of two slices' sum each device sends its half of the terms, and then its half of the sum."""
+    mesh = make_mesh(MeshConfig(2, 8, 1), pod('2x v5e-8').devices())
+
+    def everywhere(x):
+        return jax.shard_map(lambda x: jax.lax.psum(x, 'data'), in_specs=P('fsdp'), out_specs=P('fsdp'),
+                             check_vma=False)(x)
+    done, _ = counted(mesh, everywhere, (64 * 8, 1024), spec=P('fsdp'), slices=2)
+    assert done.dcn_bytes == SIZE and not done.wire_bytes
+
+
+@pytest.mark.parametrize('backward', [False, True])
+def test_arithmetic_of_the_attention_kernel(backward):
+    """Two matmuls forward; three for the gradient of queries and four for that of keys and values, scores among them.
+    Of T queries the t-th meets t keys."""
+    batch, length, width = 2, 512, 128
+    model = from_dict(ModelConfig, sizes.llama3_1_8b().to_dict())
+    mesh = make_mesh(MeshConfig(1, 1, 1), pod('v5e-8').devices())
+
+    def attended(q_BTNH, k_BSKH, v_BSKH):
+        return splash.attend(q_BTNH, k_BSKH, v_BSKH, None, causal=True, config=model,
+                             rules=AxisRules.from_config(tiny.EXEC.rules)).sum()
+    function = jax.grad(attended, (0, 1, 2)) if backward else attended
+    done, _ = counted(mesh, function, (batch, length, 4, width), *[(batch, length, 2, width)] * 2)
+    products = sum(range(1, length + 1)) * batch * 4 * width
+    assert done.flops == done.kernel_flops == (2 + 7 * backward) * 2 * products
