@@ -231,6 +231,7 @@ def _load(folder: epath.Path, step: int, items: dict[str, Any], *, exact: bool) 
             loaded = orbax.restore(folder / str(step),
                                    ocp.args.Composite(host=ocp.args.JsonRestore(), **args))
     except Exception as error:  # whatever Orbax, TensorStore or JSON make of a broken file
+        _check_processes(folder, step, error)
         raise Damaged(f'it cannot be loaded ({first_line(error)})') from error
     described, _ = describe({item: loaded[item] for item in flat})
     for item, leaves in described.items():
@@ -292,19 +293,23 @@ class _PatientLoop(asyncio.SelectorEventLoop):
 
 @contextlib.contextmanager
 def _disk_errors(folder: epath.Path, step: int):
-    """Turns whatever goes wrong while a step is written into one line; a peer that is gone is no disk's doing."""
+    """Turns whatever goes wrong with the disk while a step is written into one line."""
     try:
         yield
     except Exception as error:
-        if _of_a_peer(error):
-            raise RuntimeError(f'{folder}@{step} is not sealed, for not all processes came; one is gone') from error
+        _check_processes(folder, step, error)
         raise StorageError(f'{folder}@{step} could not be written ({first_line(error)}); make room there and '
                            f'start again, which continues from the last sealed step') from error
 
 
-def _of_a_peer(error: BaseException | None) -> bool:
-    """Whether processes failed to meet: Orbax's barriers raise from JAX's errors, gloo's are ValueErrors within JAX."""
-    if error is None or isinstance(error, jax.errors.JaxRuntimeError):
-        return error is not None
-    modules = {frame.f_globals.get('__name__') for frame, _ in traceback.walk_tb(error.__traceback__)}
-    return multihost_utils.__name__ in modules or _of_a_peer(error.__cause__)
+def _check_processes(folder: epath.Path, step: int, error: Exception) -> None:
+    """Raises RuntimeError where neither disk nor file is to blame: processes that failed to meet, or a device.
+
+    Orbax's barriers raise from JAX's errors; gloo's errors are ValueErrors within JAX.
+    """
+    link: BaseException | None = error
+    while link is not None:
+        modules = {frame.f_globals.get('__name__') for frame, _ in traceback.walk_tb(link.__traceback__)}
+        if isinstance(link, jax.errors.JaxRuntimeError) or multihost_utils.__name__ in modules:
+            raise RuntimeError(f'{folder}@{step}: a process is gone, or a device failed ({first_line(error)})') from error
+        link = link.__cause__

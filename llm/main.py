@@ -36,7 +36,8 @@ RERUN = flags.DEFINE_string('rerun', None, 'name of a finished stage to run agai
 
 
 _MOMENT_SECONDS = 2.0
-_MALLOC_OPTIONS = {-1: 2**31 - 1, -3: 2**30, -8: 1}  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD in bytes; M_ARENA_MAX
+# Of glibc's malloc: tunable -> (option of mallopt, value); thresholds in bytes.
+ALLOCATOR = {'trim_threshold': (-1, 2**31 - 1), 'mmap_threshold': (-3, 2**30), 'arena_max': (-8, 1)}
 _EXAMPLES = {'config': 'configs/quickstart.py', 'workdir': 'runs/quickstart', 'pod': 'v5e-256'}
 
 
@@ -118,13 +119,13 @@ def enable_compilation_cache() -> None:
 
 
 def keep_memory() -> None:
-    """On the CPU, freed arrays stay with the process, in one heap of glibc's, for the next step.
+    """On the CPU, freed arrays stay with the process, in one heap of glibc's: fresh pages for each step take time.
 
-    Fresh pages for every step's buffers took a sixth of it (experiments/bench). Must come before the first array.
+    Must come before the first array.
     """
     libc = ctypes.CDLL(None)
     if jax.config.jax_platforms == 'cpu' and hasattr(libc, 'mallopt'):
-        for option, value in _MALLOC_OPTIONS.items():
+        for option, value in ALLOCATOR.values():
             libc.mallopt(option, value)
 
 

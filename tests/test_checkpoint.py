@@ -293,21 +293,37 @@ def test_nothing_is_deleted_before_a_newer_step_is_sealed(tmp_path, monkeypatch)
     assert kept(tmp_path) == {3, 4}
 
 
-def test_a_peer_that_is_gone_is_not_taken_for_a_full_disk(tmp_path, monkeypatch):
-    """What Orbax raises then is a TimeoutError, which would be an OSError, and the job would not be tried again."""
+def peer_gone(*_, **__):
+    """As Orbax's barriers raise when a process has died: a TimeoutError, which is an OSError, from one of JAX's."""
+    try:
+        raise jax.errors.JaxRuntimeError('UNAVAILABLE: Failed to send RPC to coordination service')
+    except jax.errors.JaxRuntimeError as error:
+        raise TimeoutError('Timed out while waiting for a barrier.') from error
+
+
+def test_a_peer_that_dies_while_a_step_is_written_is_not_taken_for_a_full_disk(tmp_path, monkeypatch):
+    """Nor for a mistake of the user's, which would not be tried again."""
     fill(tmp_path, (1,))
 
     def wait(_):
         monkeypatch.undo()  # it is raised once
-        try:
-            raise jax.errors.JaxRuntimeError('UNAVAILABLE: Failed to send RPC to coordination service')
-        except jax.errors.JaxRuntimeError as error:
-            raise TimeoutError('Timed out while waiting for async_write_complete barrier.') from error
+        peer_gone()
     monkeypatch.setattr('orbax.checkpoint.AsyncCheckpointer.wait_until_finished', wait)
-    with pytest.raises(RuntimeError, match='one is gone') as error:
+    with pytest.raises(RuntimeError, match='a process is gone') as error:
         fill(tmp_path, (2,))
     assert exit_code(error.value) == 1
     assert restored(tmp_path)[0].step == 1
+
+
+def test_a_peer_that_dies_while_a_step_is_read_is_not_taken_for_damage(tmp_path, monkeypatch):
+    """The step is not refused, and no older one is read instead."""
+    fill(tmp_path, (1, 2))
+    monkeypatch.setattr('orbax.checkpoint.Checkpointer.restore', peer_gone)
+    with pytest.raises(RuntimeError, match='a process is gone') as error:
+        restored(tmp_path)
+    assert exit_code(error.value) == 1
+    monkeypatch.undo()
+    assert restored(tmp_path)[0].step == 2
 
 
 def test_a_full_disk_is_one_line_and_the_old_step_stays(folder, caplog, capfd):

@@ -16,7 +16,7 @@ from llm.model.attention import init_cache, MaskSpec
 from llm.model.transformer import Transformer
 
 _CHUNK_ROWS = 16  # of a shard, at most: enough to keep matmuls busy
-_LEAST_WIDTH = 32  # tokens; another compiled width is not worth less
+_LEAST_WIDTH = 32  # tokens; a narrower one is not worth compiling
 
 
 class Prefilled(NamedTuple):

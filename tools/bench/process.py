@@ -15,11 +15,10 @@ import subprocess
 import tempfile
 from typing import Any
 
+from llm.main import ALLOCATOR
 from tools.bench import machine
 
 ROOT = pathlib.Path(__file__).parents[2]
-# As `llm.main.keep_memory` sets it for ours: what is freed stays with the process, in one heap.
-_ALLOCATOR = {'mmap_threshold': 2**30, 'trim_threshold': 2**31 - 1, 'arena_max': 1}
 
 
 class Died(Exception):
@@ -27,9 +26,9 @@ class Died(Exception):
 
 
 def environment() -> dict[str, str]:
-    """Of both sides' workers."""
+    """Of both sides' workers; peers get the allocator that `llm.main` gives ours."""
     threads = str(machine.cores())
-    tunables = ':'.join(f'glibc.malloc.{name}={value}' for name, value in _ALLOCATOR.items())
+    tunables = ':'.join(f'glibc.malloc.{name}={value}' for name, (_, value) in ALLOCATOR.items())
     offline = {'HF_HUB_OFFLINE': '1', 'HF_DATASETS_OFFLINE': '1', 'WANDB_DISABLED': 'true'}
     return os.environ | offline | {'JAX_PLATFORMS': 'cpu', 'OMP_NUM_THREADS': threads, 'MKL_NUM_THREADS': threads,
                                    'GLIBC_TUNABLES': tunables, 'TOKENIZERS_PARALLELISM': 'false'}
