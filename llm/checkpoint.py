@@ -12,24 +12,20 @@ On disk an item is a flat dict from leaf path to array: any part of a tree can b
 NamedTuples of optimizers need no care. Several processes: all call the same methods; process 0 alone seals.
 """
 
-import asyncio
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 import contextlib
 import dataclasses
 import datetime
 import json
-import logging
-import traceback
 from typing import Any, NamedTuple
-from unittest import mock
 
 from etils import epath
 import jax
-from jax.experimental import multihost_utils
 import orbax.checkpoint as ocp
 
-from llm.errors import StorageError, UserError
+from llm.checkpoint_errors import check_processes, disk_errors, quiet
+from llm.errors import UserError
 from llm.fingerprint import describe, flatten
 from llm.identity import digest
 from llm.manifest import Manifest, first_line, manifest_path, read, sealed_steps, write
@@ -64,7 +60,7 @@ class Checkpoints:
         self._keep = keep
         self._say = say
         self._stack = contextlib.ExitStack()
-        self._stack.enter_context(_quiet())
+        self._stack.enter_context(quiet())
         handlers = ocp.handlers.DefaultCheckpointHandlerRegistry() if host_gb else None
         if handlers:
             handlers.add('params', ocp.args.PyTreeSave, ocp.PyTreeCheckpointHandler(
@@ -111,7 +107,7 @@ class Checkpoints:
             time=datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'))
         cut = ocp.SaveArgs(chunk_byte_size=2**26)  # whole, a leaf is on the host three times while it is written
         args = {item: ocp.args.PyTreeSave(leaves, dict.fromkeys(leaves, cut), 2**28) for item, leaves in flat.items()}
-        with _disk_errors(self._folder, step):
+        with disk_errors(self._folder, step):
             self._orbax.save(self._folder / str(step), force=True,  # over an unsealed or refused one, if any
                              args=ocp.args.Composite(host=ocp.args.JsonSave(host), **args))
         self._pending = self._sealer.submit(self._seal, manifest)
@@ -165,7 +161,7 @@ class Checkpoints:
 
     def _seal(self, manifest: Manifest) -> None:
         # Not in Orbax's post_finalization_callback: that one runs before the rename to the final folder.
-        with _disk_errors(self._folder, manifest.step):
+        with disk_errors(self._folder, manifest.step):
             self._orbax.wait_until_finished()
             if is_first():
                 write(self._folder, manifest)
@@ -227,11 +223,11 @@ def _load(folder: epath.Path, step: int, items: dict[str, Any], *, exact: bool) 
                                          partial_restore=True)
             for item, leaves in flat.items()}
     try:
-        with _quiet(), ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as orbax:
+        with quiet(), ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as orbax:
             loaded = orbax.restore(folder / str(step),
                                    ocp.args.Composite(host=ocp.args.JsonRestore(), **args))
     except Exception as error:  # whatever Orbax, TensorStore or JSON make of a broken file
-        _check_processes(folder, step, error)
+        check_processes(folder, step, error)
         raise Damaged(f'it cannot be loaded ({first_line(error)})') from error
     described, _ = describe({item: loaded[item] for item in flat})
     for item, leaves in described.items():
@@ -262,54 +258,3 @@ def _compare(item: str, saved: dict[str, dict], wanted: dict[str, Any], *, exact
             if saved[path][key] != value:
                 raise UserError(f'{item}/{path} has {key} {saved[path][key]}, wanted {value}; '
                                 f'give a step of the same architecture')
-
-
-@contextlib.contextmanager
-def _quiet():
-    """Keeps Orbax from printing tracebacks of errors that it also raises: a user should see one line.
-
-    It logs them, and it closes its event loop at the first leaf that cannot be read or written, so that every
-    other one that is still on its way prints a traceback of its own.
-    """
-    def not_of_orbax(record: logging.LogRecord) -> bool:
-        return 'orbax' not in record.pathname or record.levelno < logging.ERROR
-    absl = logging.getLogger('absl')
-    absl.addFilter(not_of_orbax)
-    try:
-        with mock.patch.object(asyncio, 'new_event_loop', _PatientLoop):
-            yield
-    finally:
-        absl.removeFilter(not_of_orbax)
-
-
-class _PatientLoop(asyncio.SelectorEventLoop):
-    """Finishes its tasks before it closes."""
-
-    def close(self) -> None:
-        while not self.is_closed() and (tasks := asyncio.all_tasks(self)):
-            self.run_until_complete(asyncio.wait(tasks))
-        super().close()
-
-
-@contextlib.contextmanager
-def _disk_errors(folder: epath.Path, step: int):
-    """Turns whatever goes wrong with the disk while a step is written into one line."""
-    try:
-        yield
-    except Exception as error:
-        _check_processes(folder, step, error)
-        raise StorageError(f'{folder}@{step} could not be written ({first_line(error)}); make room there and '
-                           f'start again, which continues from the last sealed step') from error
-
-
-def _check_processes(folder: epath.Path, step: int, error: Exception) -> None:
-    """Raises RuntimeError where neither disk nor file is to blame: processes that failed to meet, or a device.
-
-    Orbax's barriers raise from JAX's errors; gloo's errors are ValueErrors within JAX.
-    """
-    link: BaseException | None = error
-    while link is not None:
-        modules = {frame.f_globals.get('__name__') for frame, _ in traceback.walk_tb(link.__traceback__)}
-        if isinstance(link, jax.errors.JaxRuntimeError) or multihost_utils.__name__ in modules:
-            raise RuntimeError(f'{folder}@{step}: a process is gone, or a device failed ({first_line(error)})') from error
-        link = link.__cause__
