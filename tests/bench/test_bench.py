@@ -129,6 +129,9 @@ def test_answers_end_as_often_as_the_job_says():
 
 def test_files_are_gone_from_the_cache(tmp_path):
     """Read again, they come from the disk: the kernel counts what this process had to wait for."""
+    mounts = [disk for disk in psutil.disk_partitions(all=True) if tmp_path.is_relative_to(disk.mountpoint)]
+    if max(mounts, key=lambda disk: len(disk.mountpoint)).fstype == 'tmpfs':
+        pytest.skip('temporary files are in memory here')
     (tmp_path / 'file').write_bytes(bytes(2**24))
     cold.forget(tmp_path)
     before = psutil.Process().io_counters().read_bytes
