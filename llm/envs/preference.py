@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from llm.model.attention import MaskSpec
 from llm.model.transformer import Transformer
+from llm.rollout.packing import Packing
 
 
 class Judgement(NamedTuple):
@@ -28,11 +29,12 @@ Prompts = Callable[[Any], dict[str, Any]]  # host arrays: seeds [B] -> `tokens_B
 
 class Env(NamedTuple):
     """reset(seeds [B]) -> observation: prompt rows `tokens_BT`, `length_B`, and `index_B`, the seeds.
-    step(scorer's parameters, tokens_BT, length_B) -> Judgement of the finished rows, prompt and answer.
+    step(scorer's parameters, tokens_BT, length_B, packing) -> Judgement of the finished rows, prompt and answer, which
+    are read as they are packed.
     """
 
     reset: Prompts
-    step: Callable[[Any, jax.Array, jax.Array], Judgement]
+    step: Callable[[Any, jax.Array, jax.Array, Packing], Judgement]
 
 
 def make_env(prompts: Prompts, model: Transformer, *, mean: float, deviation: float, missing_eos_penalty: float,
@@ -45,9 +47,11 @@ def make_env(prompts: Prompts, model: Transformer, *, mean: float, deviation: fl
     def reset(seed_B: Any) -> dict[str, Any]:
         return {**prompts(seed_B), 'index_B': seed_B.astype('int32')}
 
-    def step(params: Any, tokens_BT: jax.Array, length_B: jax.Array) -> Judgement:
-        score_B = (final_scores(model, params, tokens_BT, length_B) - mean) / deviation
-        ended_B = jnp.take_along_axis(tokens_BT, length_B[:, None] - 1, axis=1)[:, 0] == eos_id
+    def step(params: Any, tokens_BT: jax.Array, length_B: jax.Array, packing: Packing) -> Judgement:
+        score_RW = model.apply({'params': params}, packing.lay(tokens_BT), packing.positions_RW,
+                               MaskSpec(segments_BT=packing.segments_RW))
+        score_B = (_last(packing.back(score_RW, len(tokens_BT)), length_B) - mean) / deviation
+        ended_B = _last(tokens_BT, length_B) == eos_id
         return Judgement(score_B - missing_eos_penalty * (1.0 - ended_B), score_B, ended_B)
     return Env(reset, step)
 
@@ -63,4 +67,8 @@ def final_scores(model: Transformer, params: Any, tokens_BT: jax.Array, length_B
     rngs = None if dropout_key is None else {'dropout': dropout_key}
     score_BT = model.apply({'params': params}, tokens_BT, *whole_rows(tokens_BT), deterministic=rngs is None,
                            rngs=rngs)
-    return jnp.take_along_axis(score_BT, length_B[:, None] - 1, axis=1)[:, 0]
+    return _last(score_BT, length_B)
+
+
+def _last(x_BT: jax.Array, length_B: jax.Array) -> jax.Array:
+    return jnp.take_along_axis(x_BT, length_B[:, None] - 1, axis=1)[:, 0]

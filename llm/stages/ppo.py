@@ -32,6 +32,7 @@ from llm.objectives.loss import Loss, join, weighted
 from llm.optim import by_top_key, make_optimizer
 from llm.programs import make_step, Program, Programs, shape_rows, state_of, text_rows
 from llm.rollout.generate import Generation, most_steps, slots_of
+from llm.rollout.packing import pack, Packing
 from llm.rollout.trajectories import Trajectories
 from llm.run import Result, Run, initializer
 from llm.sharding import replicated
@@ -110,10 +111,10 @@ def make_iteration(run: Run, rollout: Rollout, frozen: Any, train_step: Callable
             scored = rollout.score(state.params['value'], frozen, made, prompts['index_B'], state.step)
             trajectories, seen = jax.block_until_ready(scored)
         with run.phases.during('update'):
-            batch = advantages(trajectories, host['kl_coef']) | chats
+            batch, packing = advantages(trajectories, host['kl_coef']), rollout.packer(trajectories.mask_BT)
             updates = []
-            for rows_B in minibatches(config, int(state.step)):
-                state, metrics = train_step(state, None, take(batch, rows_B))
+            for which_M in minibatches(config, int(state.step)):
+                state, metrics = train_step(state, None, take(batch, packing(which_M), chats, which_M))
                 updates.append(metrics)
             jax.block_until_ready(updates)
         with np.errstate(invalid='ignore'):  # the journal sees what is not finite
@@ -126,8 +127,11 @@ def make_iteration(run: Run, rollout: Rollout, frozen: Any, train_step: Callable
 
 
 def make_take(run: Run) -> Callable:
-    """Compiles (batch, rows_B) -> those rows."""
-    return jax.jit(lambda batch, rows_B: jax.tree.map(lambda x: x[rows_B], batch), out_shardings=run.rows_sharding)
+    """Compiles (batch, packing, chats, which_M) -> a minibatch: what is known of tokens, packed, and those chats."""
+    def take(batch, packing, chats, which_M):
+        of_tokens = {name: field for name, field in batch.items() if name.endswith('_BT')}
+        return packing.batch(of_tokens) | {name: field[which_M] for name, field in chats.items()}
+    return jax.jit(take, out_shardings=run.rows_sharding)
 
 
 def programs(run: Run) -> Programs:
@@ -142,12 +146,12 @@ def programs(run: Run) -> Programs:
                          index_B=((), jnp.int32))
     made = Generation(**shape_rows(run, count, tokens_BT=(length, jnp.int32), mask_BT=(length, jnp.float32),
                                    logp_BT=(length, jnp.float32), length_B=((), jnp.int32)))
-    trajectories = jax.tree.map(functools.partial(_like_rows, run), jax.eval_shape(
-        rollout.score, state.params['value'], frozen, made, prompts['index_B'], state.step)[0])
+    reading = state.params['value'], frozen, made, prompts['index_B'], state.step, at_full_length(run, count)
+    trajectories = jax.tree.map(functools.partial(_like_rows, run), jax.eval_shape(rollout.read, *reading)[0])
     whole = jax.eval_shape(functools.partial(make_batch, config), trajectories, state.step)
-    if config.ptx_coef:
-        whole |= {_CHATS + name: field for name, field in text_rows(run, count).items()}
-    batch = {name: _like_rows(run, field, config.batch_size) for name, field in whole.items()}
+    chats = {_CHATS + name: field for name, field in text_rows(run, count).items()} if config.ptx_coef else {}
+    batch = jax.tree.map(functools.partial(_like_rows, run), jax.eval_shape(
+        make_take(run), whole, at_full_length(run, config.batch_size), chats, np.arange(config.batch_size)))
     tokens, trained = count * config.seq_len, config.batch_size * config.seq_len
 
     def flops(scores_share: float) -> tuple[float, float, float]:
@@ -162,8 +166,7 @@ def programs(run: Run) -> Programs:
         'rollout': Program(rollout.generate, (rollout_policy(run, models), prompts, key),
                            () if config.rollout_rules else ('policy',), tokens, *sampling,
                            most_trips=most_decode_steps(run)),
-        'score': Program(rollout.score, (state.params['value'], frozen, made, prompts['index_B'], state.step),
-                         ('value', 'reference', 'reward'), tokens, *scoring),
+        'score': Program(rollout.read, reading, ('value', 'reference', 'reward'), tokens, *scoring),
         'update': Program(make_step(run, functools.partial(clipped_loss, run, models), tx, state),
                           (state, None, batch), ('policy', 'value', 'optimizer'), trained, *updating,
                           calls=config.epochs * count // config.batch_size)}
@@ -180,10 +183,17 @@ def most_decode_steps(run: Run) -> int:
     return most_steps(samples, slots, run.config.max_new_tokens)
 
 
-def _like_rows(run: Run, field: jax.ShapeDtypeStruct, count: int | None = None) -> jax.ShapeDtypeStruct:
-    """The same field of so many rows (None: as many), laid out as batches are."""
-    shape = (field.shape[0] if count is None else count, *field.shape[1:])
-    return jax.ShapeDtypeStruct(shape, field.dtype, sharding=run.rows_sharding)
+def at_full_length(run: Run, count: int) -> Packing:
+    """The shapes of so many trajectories, each of which fills a row: the most tokens that there may be."""
+    most = run.config.max_new_tokens
+    packing = pack(np.arange(count), np.full(count, run.config.seq_len), np.full(count, most),
+                   length=run.config.seq_len, most_chosen=most)
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated(run.mesh)), packing)
+
+
+def _like_rows(run: Run, field: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+    """The same field, laid out as batches are."""
+    return jax.ShapeDtypeStruct(field.shape, field.dtype, sharding=run.rows_sharding)
 
 
 def with_chats(run: Run, prompts: Callable) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
@@ -197,7 +207,7 @@ def with_chats(run: Run, prompts: Callable) -> Callable[[np.ndarray], dict[str, 
 
 
 def minibatches(config: PPOConfig, updates: int) -> Iterator[np.ndarray]:
-    """Rows of each minibatch: every epoch is a new permutation of the rollout, by seed and updates done."""
+    """Trajectories of each minibatch: every epoch is a new permutation of the rollout, by seed and updates done."""
     for epoch in range(config.epochs):
         generator = np.random.Generator(np.random.Philox(key=[config.seed, updates * config.epochs + epoch]))
         yield from generator.permutation(config.rollout_batch).reshape(-1, config.batch_size)
@@ -218,8 +228,8 @@ def clipped_loss(run: Run, models: Models, params: Any, frozen: None, batch: dic
                  key: jax.Array) -> Loss:
     """The policy's and the value's clipped losses of a minibatch, maybe its chats', and the policy's entropy."""
     config, mask_BT = run.config, batch['mask_BT']
-    new = read_log_probs(run, models, params['policy'], batch['tokens_BT'], mask_BT)
-    value_BT = read_values(run, models, params['value'], batch['tokens_BT'])
+    new = read_log_probs(run, models, params['policy'], batch)
+    value_BT = read_values(run, models, params['value'], batch)
     policy = ppo.policy_loss(new.logp_BT, batch['logp_old_BT'], batch['advantage_BT'], mask_BT,
                              clip_epsilon=config.clip_epsilon)
     value = ppo.value_loss(value_BT, batch['value_BT'], batch['return_BT'], mask_BT,

@@ -10,17 +10,21 @@ All models are read at the sampling temperature. Answers may be sampled under ot
 
 from collections.abc import Callable
 import dataclasses
+import functools
 from typing import Any, NamedTuple
 
 import jax
+from jax.experimental import multihost_utils
 import jax.numpy as jnp
 import numpy as np
 
-from llm.envs.preference import Env, make_env, whole_rows
-from llm.execution import ExecConfig
+from llm.envs.preference import Env, make_env
+from llm.execution import ExecConfig, SPLASH_BLOCK
+from llm.model.attention import MaskSpec
 from llm.model.transformer import Transformer
 from llm.objectives.log_probs import TokenLogProbs, token_log_probs
 from llm.rollout.generate import Generation, make_generate
+from llm.rollout.packing import pack, Packing
 from llm.rollout.trajectories import Trajectories
 from llm.run import Run, initializer
 from llm.sharding import AxisRules
@@ -68,14 +72,20 @@ def environment(run: Run, models: Models, prompts: Callable[[np.ndarray], dict[s
 
 
 class Rollout(NamedTuple):
-    """Compiled programs, one after the other; called, they are all three: (Trajectories, seen)."""
+    """Compiled programs, one after the other; called, they are all: (Trajectories, seen)."""
 
     reshard: Callable  # policy -> the policy as sampling wants it laid out
     generate: Callable  # (policy, prompts, key) -> Generation
-    score: Callable  # (value, frozen, Generation, index_B, version) -> (Trajectories, means of what was seen)
+    packer: Callable  # mask_BT -> how any of these trajectories are packed: (their numbers) -> Packing
+    read: Callable  # (value, frozen, Generation, index_B, version, packing) -> (Trajectories, means of what was seen)
 
     def sample(self, policy: Any, prompts: dict[str, jax.Array], key: jax.Array) -> Generation:
         return self.generate(self.reshard(policy), prompts, key)
+
+    def score(self, value: Any, frozen: Any, made: Generation, index_B: jax.Array,
+              version: Any) -> tuple[Trajectories, dict[str, jax.Array]]:
+        packing = self.packer(made.mask_BT)(np.arange(len(made.mask_BT)))
+        return self.read(value, frozen, made, index_B, version, packing)
 
     def __call__(self, params, frozen, prompts, key, version=0) -> tuple[Trajectories, dict[str, jax.Array]]:
         made = self.sample(params['policy'], prompts, key)
@@ -95,15 +105,16 @@ def make_rollout(run: Run, models: Models, env: Env) -> Rollout:
     def generate(policy, prompts, key):
         return answer(policy, prompts['tokens_BT'], jnp.maximum(prompts['length_B'], 1), prompts['index_B'], key)
 
-    def score(value, frozen, made, index_B, version):
-        judged = env.step(frozen['scorer'], made.tokens_BT, made.length_B)
-        reference = read_log_probs(run, models, frozen['reference'], made.tokens_BT, made.mask_BT)
-        value_BT = read_values(run, models, value, made.tokens_BT)
-        mask_BT = made.mask_BT
+    def read(value, frozen, made, index_B, version, packing):
+        judged = env.step(frozen['scorer'], made.tokens_BT, made.length_B, packing)
+        mask_BT, count = made.mask_BT, len(made.mask_BT)
+        rows = packing.batch({'tokens_BT': made.tokens_BT, 'mask_BT': mask_BT})
+        reference = read_log_probs(run, models, frozen['reference'], rows)
         last_BT = jnp.cumsum(mask_BT[:, ::-1], axis=1)[:, ::-1] * mask_BT == 1
         trajectories = Trajectories(
             tokens_BT=made.tokens_BT, mask_BT=mask_BT, logp_old_BT=made.logp_BT,
-            logp_ref_BT=reference.logp_BT, value_BT=value_BT * mask_BT,
+            logp_ref_BT=packing.back(reference.logp_BT, count),
+            value_BT=packing.back(read_values(run, models, value, rows), count) * mask_BT,
             reward_BT=jnp.where(last_BT, judged.reward_B[:, None], 0.0),
             turn_BT=jnp.zeros_like(made.tokens_BT), group_B=index_B,
             weights_version_B=jnp.full_like(index_B, version))
@@ -112,7 +123,18 @@ def make_rollout(run: Run, models: Models, env: Env) -> Rollout:
                 'ended': judged.ended_B.astype(jnp.float32)}
         return trajectories, jax.tree.map(jnp.mean, seen)
     return Rollout(make_reshard(run, models), jax.jit(generate, out_shardings=run.rows_sharding),
-                   jax.jit(score, out_shardings=(run.rows_sharding, None)))
+                   functools.partial(packer, run), jax.jit(read, out_shardings=(run.rows_sharding, None)))
+
+
+def packer(run: Run, mask_BT: jax.Array) -> Callable[[np.ndarray], Packing]:
+    """How any of these trajectories are packed, by their numbers. Their lengths go to the host here."""
+    config, exec_config = run.config, run.config.exec
+    chosen_BT = multihost_utils.process_allgather(mask_BT, tiled=True) > 0
+    length_B = chosen_BT.shape[1] - chosen_BT[:, ::-1].argmax(1)
+    unit = run.rules.ways('length') * (SPLASH_BLOCK if exec_config.attention == 'splash' else 1)
+    return functools.partial(pack, length_B=length_B, chosen_B=chosen_BT.sum(1), length=config.seq_len,
+                             most_chosen=config.max_new_tokens, unit=unit,
+                             ways=run.rules.ways('batch') * exec_config.micro_batches)
 
 
 def rollout_exec(run: Run) -> ExecConfig:
@@ -134,30 +156,35 @@ def rollout_policy(run: Run, models: Models) -> Any:
     return abstract_params(initializer(models.policy), run.mesh, rules)
 
 
-def read_log_probs(run: Run, models: Models, params: Any, tokens_BT: jax.Array, mask_BT: jax.Array) -> TokenLogProbs:
-    """Of each chosen token (mask 1) given those before it, at the sampling temperature; 0 elsewhere.
+def read_log_probs(run: Run, models: Models, params: Any, rows: dict[str, jax.Array]) -> TokenLogProbs:
+    """Of each chosen token (mask 1) of `Packing.batch` given those before it, at the sampling temperature; 0 elsewhere.
 
-    Logits are those of chosen tokens alone: of a row, at most max_new_tokens.
+    Logits are those of place_BS alone.
     """
-    variables = {'params': params}
-    x_BTD = _before(models.policy.apply(variables, tokens_BT, *whole_rows(tokens_BT), method='hidden'))
-    place_BS = jnp.argsort(mask_BT == 0, axis=1, stable=True)[:, :run.config.max_new_tokens]  # the chosen ones first
+    variables, mask_BT, place_BS = {'params': params}, rows['mask_BT'], rows['place_BS']
+    x_BTD = _before(models.policy.apply(variables, *_placed(rows), method='hidden'))
     found = token_log_probs(jnp.take_along_axis(x_BTD, place_BS[:, :, None], 1),
                             models.policy.apply(variables, method='unembedding'),
-                            jnp.take_along_axis(tokens_BT, place_BS, 1), temperature=run.config.temperature,
+                            jnp.take_along_axis(rows['tokens_BT'], place_BS, 1), temperature=run.config.temperature,
                             **models.policy.log_probs_options())
-    row_B1 = jnp.arange(len(tokens_BT))[:, None]
+    row_B1 = jnp.arange(len(mask_BT))[:, None]
     return jax.tree.map(lambda value_BS: mask_BT * jnp.zeros_like(mask_BT).at[row_B1, place_BS].set(
         value_BS, unique_indices=True), found)
 
 
-def read_values(run: Run, models: Models, params: Any, tokens_BT: jax.Array) -> jax.Array:
-    """value_BT: what the value model expects before token t, in deviations of the scorer; meaningless at t = 0."""
-    value_BT = models.value.apply({'params': params}, tokens_BT, *whole_rows(tokens_BT))
+def read_values(run: Run, models: Models, params: Any, rows: dict[str, jax.Array]) -> jax.Array:
+    """value_BT: what the value model expects before token t, in deviations of the scorer; meaningless where a
+    trajectory begins."""
+    value_BT = models.value.apply({'params': params}, *_placed(rows))
     if run.config.value_from == 'reward':  # it speaks in the scorer's units; a new head has none to be rid of
         normalizer = run.parents['reward_from'].manifest.reward
         value_BT = (value_BT - normalizer['mean']) / normalizer['deviation']
     return _before(value_BT)
+
+
+def _placed(rows: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array, MaskSpec]:
+    """What a model reads."""
+    return rows['tokens_BT'], rows['positions_BT'], MaskSpec(segments_BT=rows['segments_BT'])
 
 
 def _before(x):

@@ -6,6 +6,7 @@ import pytest
 
 from llm.envs.preference import final_scores, make_env, whole_rows
 from llm.model.transformer import Transformer
+from llm.rollout.packing import pack
 from llm.run import initializer
 from tests import tiny
 
@@ -28,7 +29,8 @@ def score_B(params):
 
 def step(params, tokens_BT=TOKENS_BT, **changes):
     settings = {'mean': 0.0, 'deviation': 1.0, 'missing_eos_penalty': 0.0, 'eos_id': EOS} | changes
-    return make_env(None, MODEL, **settings).step(params, tokens_BT, LENGTH_B)
+    packing = pack(np.arange(3), LENGTH_B, LENGTH_B, length=6, most_chosen=6)
+    return make_env(None, MODEL, **settings).step(params, tokens_BT, LENGTH_B, packing)
 
 
 def test_score_is_that_of_the_last_token_alone(params, score_B):

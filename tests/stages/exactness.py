@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 from typing import Any
 from unittest import mock
 
@@ -55,7 +56,7 @@ def difference(one: list[dict[str, Any]], other: list[dict[str, Any]], key: str)
 
 def recorded(tape: list[Any]):
     """While this context lasts, PPO's rollouts are kept on the tape."""
-    return _rollouts(lambda rollout, run: rollout._replace(score=lambda *args: _kept(rollout.score(*args), tape)))
+    return _rollouts(lambda rollout, run: rollout._replace(read=lambda *args: _kept(rollout.read(*args), tape)))
 
 
 def replayed(tape: list[Any]):
@@ -63,10 +64,11 @@ def replayed(tape: list[Any]):
     again = iter(tape)
 
     def replay(rollout: ppo.Rollout, run: Any) -> ppo.Rollout:
-        def score(*args):
+        def generate(*args):
             trajectories, seen = next(again)
-            return jax.device_put(trajectories, run.rows_sharding), seen
-        return rollout._replace(generate=lambda *args: None, score=score)
+            return types.SimpleNamespace(seen=seen, mask_BT=trajectories.mask_BT, made=jax.device_put(
+                trajectories, run.rows_sharding))
+        return rollout._replace(generate=generate, read=lambda value, frozen, kept, *args: (kept.made, kept.seen))
     return _rollouts(replay)
 
 

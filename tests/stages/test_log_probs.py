@@ -27,8 +27,10 @@ def test_the_sampler_and_the_trainer_agree(temperature, finished_pipeline):
                    'index_B': np.arange(16, dtype=np.int32)}
         rollout = ppo.make_rollout(run, models, ppo.environment(run, models, None))
         made, _ = rollout(params, frozen, prompts, jax.random.key(0))
-        read = jax.jit(functools.partial(ppo.read_log_probs, run, models))(
-            params['policy'], made.tokens_BT, made.mask_BT)
+        packing = rollout.packer(made.mask_BT)(np.arange(16))
+        rows = packing.batch({'tokens_BT': made.tokens_BT, 'mask_BT': made.mask_BT})
+        read = jax.jit(functools.partial(ppo.read_log_probs, run, models))(params['policy'], rows)
+        read = jax.tree.map(lambda x_RW: packing.back(x_RW, 16), read)
     chosen_BT = np.asarray(made.mask_BT) > 0
     logp_old_BT, logp_BT = np.asarray(made.logp_old_BT), np.asarray(read.logp_BT)
     assert chosen_BT.sum() > 64 and logp_BT[chosen_BT].std() > 0.5

@@ -118,12 +118,12 @@ def injected(fault: Fault) -> Iterator[None]:
             by[0] = prompts.get('fault_B', np.ones(1, np.float32))[0]  # held-out prompts are as they were
             return rollout.generate(policy, prompts, key)
 
-        def score(*read):
-            trajectories, seen = rollout.score(*read)
+        def read(*args):
+            trajectories, seen = rollout.read(*args)
             field = {'reward': 'reward_BT', 'kl': 'logp_ref_BT'}[fault.place]
             return (trajectories._replace(**{field: getattr(trajectories, field) * by[0]}),
                     seen | {fault.place: seen[fault.place] * by[0]})
-        return rollout._replace(generate=generate, score=score)
+        return rollout._replace(generate=generate, read=read)
 
     with contextlib.ExitStack() as stack:
         stack.enter_context(mock.patch.object(run_lib, 'batches', batches))

@@ -1,0 +1,104 @@
+"""Trajectories side by side in rows, so that models read little padding: where each token goes, and how it comes back.
+
+In: lengths of trajectories, on the host. Out: a `Packing`, which lays arrays out and puts results back.
+Left out: texts and chats, which are packed once, when they are prepared (`llm.data.prepare`).
+
+All rows have equally many trajectories, long ones beside short ones, and are as wide as the fullest needs it, in
+eighths of the widest: every width is compiled, so there are few.
+"""
+
+from collections.abc import Iterable
+import heapq
+
+from flax import struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+_TOGETHER = 4  # trajectories in a row, at most: more balance better, and attention passes over more that it masks
+_WIDTHS = 8
+
+
+@struct.dataclass
+class Packing:
+    """R rows of W tokens, from trajectories [B, T].
+
+      source_RW: int32; the place of each token among all B * T; from B * T on padding, no two alike.
+    """
+
+    source_RW: jax.Array
+    length: int = struct.field(pytree_node=False)  # T
+    most_chosen: int = struct.field(pytree_node=False)  # in a row
+
+    @property
+    def positions_RW(self) -> jax.Array:
+        """From 0 in every trajectory."""
+        return self.source_RW % self.length
+
+    @property
+    def segments_RW(self) -> jax.Array:
+        """Whose a token is."""
+        return self.source_RW // self.length
+
+    def lay(self, x_BT: jax.Array) -> jax.Array:
+        """x_RW, 0 on padding."""
+        return jnp.ravel(x_BT).at[self.source_RW].get(mode='fill', fill_value=0)
+
+    def batch(self, fields: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        """Fields [B, T], mask_BT among them, laid out; and positions_BT, segments_BT, place_BS: S columns of each row,
+        those of chosen tokens first."""
+        laid = jax.tree.map(self.lay, fields)
+        place_BS = jnp.argsort(laid['mask_BT'] == 0, axis=1, stable=True)[:, :self.most_chosen]
+        return laid | {'positions_BT': self.positions_RW, 'segments_BT': self.segments_RW, 'place_BS': place_BS}
+
+    def back(self, x_RW: jax.Array, trajectories: int) -> jax.Array:
+        """x_BT of all of so many trajectories, 0 where nothing was laid out."""
+        flat = jnp.zeros(trajectories * self.length, x_RW.dtype)
+        return flat.at[self.source_RW].set(x_RW, mode='drop', unique_indices=True).reshape(trajectories, self.length)
+
+
+def pack(which_M: np.ndarray, length_B: np.ndarray, chosen_B: np.ndarray, *, length: int, most_chosen: int,
+         ways: int = 1, unit: int = 1) -> Packing:
+    """Some of B trajectories, in as few tokens as may be: one in each row, or some.
+
+    Args:
+      which_M: their numbers.
+      length_B, chosen_B: tokens of each, and of these the chosen ones, up to `length` and `most_chosen`.
+      ways: what divides the number of rows.
+      unit: what divides their width; divides `length`.
+    """
+    together = next(count for count in (_TOGETHER, 2, 1) if len(which_M) % (count * ways) == 0 or count == 1)
+    found = (_packed(which_M, length_B, chosen_B, count, length, most_chosen, unit) for count in {1, together})
+    return min(found, key=lambda packing: (packing.source_RW.size, -len(packing.source_RW)))
+
+
+def _packed(which_M: np.ndarray, length_B: np.ndarray, chosen_B: np.ndarray, together: int, length: int,
+            most_chosen: int, unit: int) -> Packing:
+    members = _balanced(which_M, length_B, len(which_M) // together)
+    widest = max(int(length_B[row].sum()) for row in members)
+    most_there = max(int(chosen_B[row].sum()) for row in members)
+    level = max(-(-widest * _WIDTHS // (together * length)), -(-most_there * _WIDTHS // (together * most_chosen)))
+    width, most = (-(-together * size * level // _WIDTHS) for size in (length, most_chosen))
+    width = -(-width // unit) * unit
+    source_RW = length_B.size * length + np.arange(len(members) * width, dtype=np.int32).reshape(-1, width)
+    for row, numbers in enumerate(members):
+        filled = np.concatenate([number * length + np.arange(length_B[number]) for number in numbers])
+        source_RW[row, :len(filled)] = filled
+    return Packing(source_RW, length, min(most, width))
+
+
+def _balanced(which_M: np.ndarray, length_B: np.ndarray, rows: int) -> list[list[int]]:
+    """Who is in which row: the longest first, each into the emptiest of those that have a place left."""
+    together = len(which_M) // rows
+    members: list[list[int]] = [[] for _ in range(rows)]
+    open_rows = [(0, row) for row in range(rows)]
+    for number in _longest_first(which_M, length_B):
+        filled, row = heapq.heappop(open_rows)
+        members[row].append(number)
+        if len(members[row]) < together:
+            heapq.heappush(open_rows, (filled + int(length_B[number]), row))
+    return members
+
+
+def _longest_first(which_M: np.ndarray, length_B: np.ndarray) -> Iterable[int]:
+    return which_M[np.argsort(-length_B[which_M], kind='stable')]
