@@ -175,7 +175,7 @@ def execute(run: Run) -> Result:
             while (result := attempt(run)) is None:
                 gc.collect()  # of the state that went wrong: there may be no room for two
         except FileNotFoundError as error:
-            if run.folder.exists():
+            if (run.folder / 'identity.json').exists():  # what is still being written may make the folder anew
                 raise
             raise StorageError(f'{run.folder} is gone; bring it back and start again, which continues from the last '
                                f'sealed step') from error

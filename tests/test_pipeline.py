@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 import pytest
 
 from llm.config import StageConfig
-from llm.errors import UserError
+from llm.errors import StorageError, UserError
 from llm.manifest import read, sealed_steps, write
 from llm.pipeline import parse, topological
 from llm.stages import pretrain, sft
@@ -194,6 +194,19 @@ def test_rerun_sets_the_old_run_aside_and_children_of_equal_weights_stay(workdir
 def test_rerun_of_an_unknown_stage_is_refused(workdir, nothing_runs):
     with pytest.raises(UserError, match=r'--rerun=sff is not a stage of this pipeline; did you mean sft\?'):
         tiny.run(tiny.pipeline_config(workdir), workdir, rerun='sff')
+
+
+@pytest.mark.parametrize('made_anew', [False, True])
+def test_a_folder_that_vanishes_is_a_matter_of_storage(tmp_path, monkeypatch, made_anew):
+    def run(run):
+        run.folder.rmtree()
+        if made_anew:  # by what was still being written
+            (run.folder / 'checkpoints' / '4.orbax-checkpoint-tmp').mkdir(parents=True)
+        open(run.folder / 'tensorboard' / 'events')
+    monkeypatch.setattr(pretrain, 'run', run)
+    tiny.write_data(tmp_path)
+    with pytest.raises(StorageError, match='pretrain-.* is gone; bring it back'):
+        tiny.run(first(tiny.pipeline_config(tmp_path), 'pretrain'), tmp_path)
 
 
 @pytest.mark.parametrize('ended', [True, False])
