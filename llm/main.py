@@ -23,7 +23,7 @@ from configs import base
 from llm import metrics
 from llm import processes
 from llm import report
-from llm.errors import exit_code, Preempted, UserError
+from llm.errors import exit_code, Preempted, StorageError, UserError
 from llm.phases import goodput
 from llm.pipeline import run_pipeline
 
@@ -133,7 +133,8 @@ def leave(work: Callable[[], None]) -> None:
     """Ends this process with the exit code of its work.
 
     One of several that failed does not wait for the others, who hear of it by its silence; process 0, by whom they
-    hear, gives them a moment to say the same.
+    hear, gives them a moment to say the same. Nor does one whose disk failed wait for threads of its own: Orbax's stay
+    for ten minutes where a folder that they write to could not be made.
     """
     try:
         code = guarded(work)
@@ -142,10 +143,12 @@ def leave(work: Callable[[], None]) -> None:
             raise
         traceback.print_exc()
         code = 1
-    if code and code != Preempted.exit_code and jax.distributed.is_initialized():
+    several = jax.distributed.is_initialized()
+    if code == StorageError.exit_code or code and code != Preempted.exit_code and several:
+        metrics.progress.stop()
         sys.stdout.flush()
         sys.stderr.flush()
-        time.sleep(_MOMENT_SECONDS if processes.is_first() else 0)
+        time.sleep(_MOMENT_SECONDS if several and processes.is_first() else 0)
         os._exit(code)
     sys.exit(code)
 

@@ -59,7 +59,7 @@ class Bars:
         # No refresh thread: a bar moves when its work says so.
         columns = TextColumn('{task.description}'), BarColumn(), TextColumn('{task.fields[text]}')
         self._live = Progress(*columns, console=console, auto_refresh=False, transient=True)
-        atexit.register(self._stop)  # gives the cursor back after an error
+        atexit.register(self.stop)  # gives the cursor back after an error
 
     def __call__(self, what: str, done: int, total: int, text: str = '') -> None:
         """`done` of `total` units of the work called `what`; the total ends it. Cheap in tight loops.
@@ -88,9 +88,10 @@ class Bars:
         if work and work.bar is not None:
             self._live.remove_task(work.bar)
         if not self._live.tasks:
-            self._stop()
+            self.stop()
 
-    def _stop(self) -> None:
+    def stop(self) -> None:
+        """Gives the screen back."""
         if self._live.live.is_started:  # where it is not, stopping prints an empty line
             self._live.stop()
 

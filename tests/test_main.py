@@ -136,3 +136,18 @@ def test_on_the_cpu_freed_arrays_stay_with_the_process():
     kept, given_back = (int(subprocess.run([sys.executable, '-c', code.format(call)], capture_output=True, text=True,
                                            check=True).stdout) for call in ('main.keep_memory()', 'pass'))
     assert kept - given_back > 2**27
+
+
+def test_a_failed_disk_ends_the_process_though_its_threads_wait():
+    code = '''
+import threading
+from llm.errors import StorageError
+from llm.main import leave
+
+def work():
+    threading.Thread(target=threading.Event().wait, args=(300,)).start()
+    raise StorageError('the disk is full; make room')
+leave(work)
+'''
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, cwd=ROOT, timeout=120)
+    assert (done.returncode, done.stderr) == (44, 'error: the disk is full; make room\n')
