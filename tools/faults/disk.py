@@ -23,7 +23,7 @@ from llm.manifest import sealed_steps
 from tools.faults import job, script
 from tools.faults.peers import wait_for
 
-SAVE_EVERY = 10
+SAVE_EVERY, MOST_SECONDS = 10, 60.0
 NAMESPACE = 'QUARTET_FAULTS_NAMESPACE'  # in the environment: this process may mount
 
 
@@ -32,6 +32,7 @@ class Trial(NamedTuple):
     code: int
     said: list[str]  # on standard error
     steps: int  # done after the fault
+    seconds: float  # from the fault to the end of the process
     sealed: int  # the newest step before it
     went_on_at: int  # the first step with the disk back
 
@@ -40,7 +41,7 @@ class Trial(NamedTuple):
         # Within the next save: one may have been on its way. A thread of Orbax's that dies later may add to the line.
         errors = [line for line in self.said if line.startswith('error: ')]
         return (self.code == StorageError.exit_code and len(errors) == 1 and self.steps <= 2 * SAVE_EVERY
-                and self.went_on_at > self.sealed)
+                and self.seconds <= MOST_SECONDS and self.went_on_at > self.sealed)
 
 
 class Disk:
@@ -107,12 +108,14 @@ def trials(count: int, seed: int, workdir: pathlib.Path) -> list[Trial]:
             time.sleep(draw.uniform(0, 1))
             fault = list(FAULTS)[number % len(FAULTS)]
             sealed, step = sealed_steps(_folder(disk) / 'checkpoints')[-1], _rows(disk)[-1]['step']
+            began = time.monotonic()
             FAULTS[fault](disk)
-            said, code = process.communicate(timeout=300)[1], process.returncode
+            said, code = process.communicate(timeout=900)[1], process.returncode
+            seconds = time.monotonic() - began
             disk.mend()
             steps, began, process = _rows(disk)[-1]['step'] - step, time.time(), _start(disk)
             again = _until(lambda: [row for row in _rows(disk) if row['time']['unix_seconds'] > began], process)[0]
-            done.append(Trial(fault, code, said.splitlines(), steps, sealed, again['step']))
+            done.append(Trial(fault, code, said.splitlines(), steps, seconds, sealed, again['step']))
             script.say(str(done[-1]))
     finally:
         process.kill()
@@ -151,7 +154,8 @@ def figure(count: int, seed: int, workdir: pathlib.Path) -> script.Figure:
     done = trials(count, seed, workdir)
     right = sum(trial.right for trial in done)
     line = (f'disk full, read-only, vanished: {right} of {count} ended with 44 and one line within '
-            f'{max((trial.steps for trial in done), default=0)} steps (a save every {SAVE_EVERY}), the old step intact')
+            f'{max((trial.steps for trial in done), default=0)} steps (a save every {SAVE_EVERY}) and '
+            f'{max((trial.seconds for trial in done), default=0):.1f} s, the old step intact')
     return line, right == count > 0, {'trials_done': [trial._asdict() for trial in done]}
 
 
