@@ -19,6 +19,8 @@ ELSEWHERE = {'tests/parity/reference/': ('tests/parity/reference/requirements.tx
              'tools/bench/peers/': tuple(f'tools/bench/peers/requirements/{name}.txt'
                                          for name in ('torch', 'trl-ppo', 'tunix'))}
 
+IMPORTED_AS = {'tunix': 'google-tunix'}  # what is imported there under another name than its package's
+
 # Each pattern is written so that it does not find itself.
 FOREIGN = {
     'a path of one machine': re.compile(r'(?<![\w.}])/(work|tmp|root|home|Users|opt|mnt)/(?=[\w.])'),
@@ -164,7 +166,7 @@ def test_everything_imported_is_declared():
     undeclared = set()
     for name in tracked('.py'):
         for top in imported_packages((ROOT / name).read_text('utf-8')):
-            found = {canonicalize_name(home) for home in homes.get(top, (top,))}
+            found = {canonicalize_name(home) for home in homes.get(top, (IMPORTED_AS.get(top, top),))}
             allowed = next((names for folder, names in theirs.items() if name.startswith(folder)), declared)
             if not found & allowed:
                 undeclared.add((name, top))

@@ -21,7 +21,7 @@ from llm.model.attention import MaskSpec
 from llm.model.transformer import Transformer
 from llm.run import initializer
 from tools.bench import __main__ as bench
-from tools.bench import cold, draws, machine, profile, table
+from tools.bench import cold, draws, machine, profile, table, venvs
 from tools.bench.compare import Comparison
 from tools.bench.ours import packed
 from tools.bench.ours.ppo import inclined_to_end
@@ -81,6 +81,15 @@ def test_a_ratio_is_how_many_times_faster_ours_is_round_by_round(measure, ours, 
 def test_a_job_is_plain_values(name, smoke):
     made = job(WORKLOADS[name], smoke)
     assert json.loads(json.dumps(made)) == made
+
+
+@pytest.mark.parametrize('name', WORKLOADS)
+def test_a_peer_is_a_program_and_has_an_environment(name):
+    found = WORKLOADS[name].peers
+    assert len({peer.name for peer in found}) == len(found)  # turns are kept by name
+    for peer in found:
+        assert (venvs.REQUIREMENTS.parent / f'{peer.module}.py').is_file()
+        assert not peer.environment or (venvs.REQUIREMENTS / f'{peer.environment}.txt').is_file()
 
 
 def test_lengths_keep_their_bounds_and_their_mean():

@@ -73,7 +73,7 @@ WORKLOADS = {
     'pretrain-llama': Workload(
         'pretraining step, 8 x 256, Llama-like', 'training', 'pretrain', SIZES['S'],
         {'batch_size': 8, 'seq_len': 256}, {'batch_size': 2, 'seq_len': 16}, {'updates': 3},
-        peers=(_EAGER, _COMPILED)),
+        peers=(_EAGER, _COMPILED, Peer('Tunix', 'tunix_pretrain', 'tunix'))),
     'nanogpt': Workload(
         "pretraining step of nanoGPT's model for CPUs, 12 x 64", 'training', 'pretrain', SIZES['nano'],
         {'batch_size': 12, 'seq_len': 64}, {'batch_size': 2, 'seq_len': 16}, {'updates': 60},
@@ -86,13 +86,15 @@ WORKLOADS = {
     'generate': Workload(
         'generation, 16 prompts of 64 tokens, 128 new tokens each', 'sampling', 'ppo', SIZES['S'],
         {'rollout_batch': 16, 'batch_size': 16, 'max_prompt_tokens': 64, 'max_new_tokens': 128, 'seq_len': 192},
-        _SMOKE_ROLLOUT, peers=(Peer('transformers', 'transformers_generate'),)),
+        _SMOKE_ROLLOUT, peers=(Peer('transformers', 'transformers_generate'),
+                               Peer('Tunix', 'tunix_generate', 'tunix'))),
     'generate-mixed': Workload(
         'generation, 64 prompts of 64 tokens, 8 to 128 new tokens', 'sampling', 'ppo', SIZES['S'],
         {'rollout_batch': 64, 'batch_size': 16, 'max_prompt_tokens': 64, 'max_new_tokens': 128, 'seq_len': 192},
         _SMOKE_ROLLOUT | {'limits': [2, 8, 5]}, {'limits': [8, 128, 68]},
         peers=(Peer('transformers, static', 'transformers_generate'),
-               Peer('transformers, continuous', 'transformers_generate', adds={'continuous': True}))),
+               Peer('transformers, continuous', 'transformers_generate', adds={'continuous': True}),
+               Peer('Tunix', 'tunix_generate', 'tunix'))),
     'reward': Workload(
         'reward model, 16 pairs x 64', 'training', 'reward', SIZES['S'],
         {'batch_size': 16, 'seq_len': 64, 'ranked_answers': 2}, {'batch_size': 2, 'seq_len': 16}, {'updates': 3},
@@ -105,7 +107,8 @@ WORKLOADS = {
     'ppo': Workload(
         'PPO iteration: 64 prompts of 32, 32 new, 4 epochs x 4 minibatches', 'ppo', 'ppo', SIZES['S'],
         {'rollout_batch': 64, 'batch_size': 16, 'max_prompt_tokens': 32, 'max_new_tokens': 32, 'seq_len': 64,
-         'epochs': 4, **_PPO}, _SMOKE_ROLLOUT, peers=(Peer('TRL', 'trl_ppo', 'trl-ppo'),)),
+         'epochs': 4, **_PPO}, _SMOKE_ROLLOUT,
+        peers=(Peer('TRL', 'trl_ppo', 'trl-ppo'), Peer('Tunix', 'tunix_ppo', 'tunix'))),
     'ppo-mixed': Workload(
         'the same with answers that end, after 14 tokens in the mean (TRL reads and trains on padding)', 'ppo', 'ppo',
         SIZES['S'], {'rollout_batch': 64, 'batch_size': 16, 'max_prompt_tokens': 32, 'max_new_tokens': 32,
