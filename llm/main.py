@@ -36,8 +36,9 @@ RERUN = flags.DEFINE_string('rerun', None, 'name of a finished stage to run agai
 
 
 _MOMENT_SECONDS = 2.0
-# Of glibc's malloc: tunable -> (option of mallopt, value); thresholds in bytes.
-ALLOCATOR = {'trim_threshold': (-1, 2**31 - 1), 'mmap_threshold': (-3, 2**30), 'arena_max': (-8, 1)}
+# Of glibc's malloc: tunable -> (option of mallopt, value); thresholds in bytes. -1: never; of 2 GiB a training step gave
+# 1 GB back and asked for it again.
+ALLOCATOR = {'trim_threshold': (-1, -1), 'mmap_threshold': (-3, 2**30), 'arena_max': (-8, 1)}
 _EXAMPLES = {'config': 'configs/quickstart.py', 'workdir': 'runs/quickstart', 'pod': 'v5e-256'}
 
 

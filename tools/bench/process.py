@@ -28,7 +28,7 @@ class Died(Exception):
 def environment() -> dict[str, str]:
     """Of both sides' workers; peers get the allocator that `llm.main` gives ours."""
     threads = str(machine.cores())
-    tunables = ':'.join(f'glibc.malloc.{name}={value}' for name, (_, value) in ALLOCATOR.items())
+    tunables = ':'.join(f'glibc.malloc.{name}={value % 2**64}' for name, (_, value) in ALLOCATOR.items())
     offline = {'HF_HUB_OFFLINE': '1', 'HF_DATASETS_OFFLINE': '1', 'WANDB_DISABLED': 'true'}
     return os.environ | offline | {'JAX_PLATFORMS': 'cpu', 'OMP_NUM_THREADS': threads, 'MKL_NUM_THREADS': threads,
                                    'GLIBC_TUNABLES': tunables, 'TOKENIZERS_PARALLELISM': 'false'}
