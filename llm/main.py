@@ -7,6 +7,7 @@ Left out: everything else; the pipeline decides what runs.
 """
 
 from collections.abc import Callable
+import contextlib
 import ctypes
 import os
 import sys
@@ -36,8 +37,8 @@ RERUN = flags.DEFINE_string('rerun', None, 'name of a finished stage to run agai
 
 
 _MOMENT_SECONDS = 2.0
-# Of glibc's malloc: tunable -> (option of mallopt, value); thresholds in bytes. -1: never; of 2 GiB a training step gave
-# 1 GB back and asked for it again.
+# Of glibc's malloc: tunable -> (option of mallopt, value); thresholds in bytes. -1: never trimmed; where that began at
+# 2 GiB, training steps gave 1 GB back and asked for it again.
 ALLOCATOR = {'trim_threshold': (-1, -1), 'mmap_threshold': (-3, 2**30), 'arena_max': (-8, 1)}
 _EXAMPLES = {'config': 'configs/quickstart.py', 'workdir': 'runs/quickstart', 'pod': 'v5e-256'}
 
@@ -51,12 +52,17 @@ def guarded(work: Callable[[], None]) -> int:
         enable_compilation_cache()
         work()
     except (UserError, Preempted) as error:
-        print(f'{"stopped" if isinstance(error, Preempted) else "error"}: {error}', file=sys.stderr)
+        _tell(f'{"stopped" if isinstance(error, Preempted) else "error"}: {error}')
         return exit_code(error)
     except OSError as error:  # a file that cannot be read, a full disk
-        print(f'error: {_one_line(Exception(str(error)))}; check that path and the room on its disk', file=sys.stderr)
+        _tell(f'error: {_one_line(Exception(str(error)))}; check that path and the room on its disk')
         return exit_code(error)
     return 0
+
+
+def _tell(line: str) -> None:
+    with contextlib.suppress(OSError):  # where the log is on the disk that is full, the exit code has to do
+        print(line, file=sys.stderr, flush=True)
 
 
 def _thread_failed(failure: threading.ExceptHookArgs) -> None:
@@ -146,9 +152,9 @@ def leave(work: Callable[[], None]) -> None:
         code = 1
     several = jax.distributed.is_initialized()
     if code == StorageError.exit_code or code and code != Preempted.exit_code and several:
-        metrics.progress.stop()
-        sys.stdout.flush()
-        sys.stderr.flush()
+        for tell in (metrics.progress.stop, sys.stdout.flush, sys.stderr.flush):
+            with contextlib.suppress(OSError):
+                tell()
         time.sleep(_MOMENT_SECONDS if several and processes.is_first() else 0)
         os._exit(code)
     sys.exit(code)

@@ -4,10 +4,10 @@ In: lengths of trajectories, on the host. Out: a `Packing`, which lays arrays ou
 Left out: texts and chats, which are packed once, when they are prepared (`llm.data.prepare`).
 
 All rows have equally many trajectories, long ones beside short ones, and are as wide as the fullest needs it, in
-eighths of the widest: every width is compiled, so there are few.
+eighths of the widest, with logits for a number of places in quarters: every shape is compiled, so there are few.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 import heapq
 
 from flax import struct
@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 _TOGETHER = 4  # trajectories in a row, at most: more balance better, and attention passes over more that it masks
-_WIDTHS = 8
+_WIDTHS, _PLACES = 8, 4
 
 
 @struct.dataclass
@@ -58,33 +58,37 @@ class Packing:
 
 
 def pack(which_M: np.ndarray, length_B: np.ndarray, chosen_B: np.ndarray, *, length: int, most_chosen: int,
-         ways: int = 1, unit: int = 1) -> Packing:
-    """Some of B trajectories, in as few tokens as may be: one in each row, or some.
+         price: Callable[[int], float], ways: int = 1, unit: int = 1) -> Packing:
+    """Some of B trajectories, as cheaply as may be: one in each row, or some.
 
     Args:
       which_M: their numbers.
       length_B, chosen_B: tokens of each, and of these the chosen ones, up to `length` and `most_chosen`.
+      price: of reading a token in rows of that width: attention meets all of a row, and masks the others' part.
       ways: what divides the number of rows.
-      unit: what divides their width; divides `length`.
+      unit: what divides their width and their places; divides `length`.
     """
     together = next(count for count in (_TOGETHER, 2, 1) if len(which_M) % (count * ways) == 0 or count == 1)
     found = (_packed(which_M, length_B, chosen_B, count, length, most_chosen, unit) for count in {1, together})
-    return min(found, key=lambda packing: (packing.source_RW.size, -len(packing.source_RW)))
+    return min(found, key=lambda packing: packing.source_RW.size * price(packing.source_RW.shape[1]))
 
 
 def _packed(which_M: np.ndarray, length_B: np.ndarray, chosen_B: np.ndarray, together: int, length: int,
             most_chosen: int, unit: int) -> Packing:
     members = _balanced(which_M, length_B, len(which_M) // together)
-    widest = max(int(length_B[row].sum()) for row in members)
-    most_there = max(int(chosen_B[row].sum()) for row in members)
-    level = max(-(-widest * _WIDTHS // (together * length)), -(-most_there * _WIDTHS // (together * most_chosen)))
-    width, most = (-(-together * size * level // _WIDTHS) for size in (length, most_chosen))
-    width = -(-width // unit) * unit
+    width, most = (_steps(max(int(size_B[row].sum()) for row in members), together * size, steps, unit)
+                   for size_B, size, steps in ((length_B, length, _WIDTHS), (chosen_B, most_chosen, _PLACES)))
     source_RW = length_B.size * length + np.arange(len(members) * width, dtype=np.int32).reshape(-1, width)
     for row, numbers in enumerate(members):
         filled = np.concatenate([number * length + np.arange(length_B[number]) for number in numbers])
         source_RW[row, :len(filled)] = filled
     return Packing(source_RW, length, min(most, width))
+
+
+def _steps(needed: int, whole: int, steps: int, unit: int) -> int:
+    """The smallest of so many equal steps up to the whole that is enough, in whole units."""
+    enough = -(-whole * -(-needed * steps // whole) // steps)
+    return -(-enough // unit) * unit
 
 
 def _balanced(which_M: np.ndarray, length_B: np.ndarray, rows: int) -> list[list[int]]:

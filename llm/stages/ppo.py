@@ -38,8 +38,8 @@ from llm.run import Result, Run, initializer
 from llm.sharding import replicated
 from llm.stages import pretrain, sft
 from llm.stages.ppo_models import (
-    environment, initial, load_frozen, make_rollout, Models, models_of, parent_weights, read_log_probs, read_values,
-    Rollout, rollout_exec, rollout_policy)
+    environment, initial, load_frozen, make_rollout, Models, models_of, parent_weights, price, read_log_probs,
+    read_values, Rollout, rollout_exec, rollout_policy)
 from llm.train_state import abstract_params, TrainState
 
 _SAMPLING = 2**32 - 1  # a stream of keys apart from those of training steps
@@ -184,10 +184,13 @@ def most_decode_steps(run: Run) -> int:
 
 
 def at_full_length(run: Run, count: int) -> Packing:
-    """The shapes of so many trajectories, each of which fills a row: the most tokens that there may be."""
+    """The shapes of so many trajectories, each of which fills a row: the most tokens that there may be.
+
+    Not the most scores, where attention holds them ('einsum'): packed rows may have up to three times as many.
+    """
     most = run.config.max_new_tokens
     packing = pack(np.arange(count), np.full(count, run.config.seq_len), np.full(count, most),
-                   length=run.config.seq_len, most_chosen=most)
+                   length=run.config.seq_len, most_chosen=most, price=price(run))
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated(run.mesh)), packing)
 
 

@@ -21,7 +21,7 @@ import numpy as np
 from llm.envs.preference import Env, make_env
 from llm.execution import ExecConfig, SPLASH_BLOCK
 from llm.model.attention import MaskSpec
-from llm.model.transformer import Transformer
+from llm.model.transformer import train_flops_per_token, Transformer
 from llm.objectives.log_probs import TokenLogProbs, token_log_probs
 from llm.rollout.generate import Generation, make_generate
 from llm.rollout.packing import pack, Packing
@@ -133,8 +133,13 @@ def packer(run: Run, mask_BT: jax.Array) -> Callable[[np.ndarray], Packing]:
     length_B = chosen_BT.shape[1] - chosen_BT[:, ::-1].argmax(1)
     unit = run.rules.ways('length') * (SPLASH_BLOCK if exec_config.attention == 'splash' else 1)
     return functools.partial(pack, length_B=length_B, chosen_B=chosen_BT.sum(1), length=config.seq_len,
-                             most_chosen=config.max_new_tokens, unit=unit,
+                             most_chosen=config.max_new_tokens, unit=unit, price=price(run),
                              ways=run.rules.ways('batch') * exec_config.micro_batches)
+
+
+def price(run: Run) -> Callable[[int], float]:
+    """What a token costs in rows of so many, of the policy's trunk; the others' are much the same."""
+    return functools.partial(train_flops_per_token, run.model_config, logits_share=0.0)
 
 
 def rollout_exec(run: Run) -> ExecConfig:

@@ -29,7 +29,7 @@ def score_B(params):
 
 def step(params, tokens_BT=TOKENS_BT, **changes):
     settings = {'mean': 0.0, 'deviation': 1.0, 'missing_eos_penalty': 0.0, 'eos_id': EOS} | changes
-    packing = pack(np.arange(3), LENGTH_B, LENGTH_B, length=6, most_chosen=6)
+    packing = pack(np.arange(3), LENGTH_B, LENGTH_B, length=6, most_chosen=6, price=float)
     return make_env(None, MODEL, **settings).step(params, tokens_BT, LENGTH_B, packing)
 
 
@@ -43,6 +43,17 @@ def test_score_is_that_of_the_last_token_alone(params, score_B):
 def test_padding_changes_no_score(params, score_B):
     other_BT = np.where(np.arange(6) < LENGTH_B[:, None], TOKENS_BT, 11)
     assert np.array_equal(final_scores(MODEL, params, other_BT, LENGTH_B), score_B)
+
+
+def test_answers_that_share_a_row_are_judged_one_by_one(params, score_B):
+    tokens_BT = np.pad(np.concatenate([TOKENS_BT, TOKENS_BT[:1]]), ((0, 0), (0, 10)))
+    length_B = np.append(LENGTH_B, LENGTH_B[0])
+    packing = pack(np.arange(4), length_B, length_B, length=16, most_chosen=16, price=lambda width: 1.0)
+    assert packing.source_RW.shape == (1, 16)
+    env = make_env(None, MODEL, mean=0.0, deviation=1.0, missing_eos_penalty=0.0, eos_id=EOS)
+    judged = env.step(params, tokens_BT, length_B, packing)
+    np.testing.assert_allclose(judged.score_B, np.append(score_B, score_B[0]), rtol=1e-5, atol=1e-6)
+    assert judged.ended_B.tolist() == [True, False, True, True]
 
 
 def test_score_is_in_deviations_from_the_mean(params, score_B):

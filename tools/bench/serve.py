@@ -29,12 +29,13 @@ class Work(NamedTuple):
 
 
 def serve(make: Callable[[dict[str, Any]], Work], packages: Iterable[str]) -> None:
-    """Answers until standard input ends. The first turn, in which programs are compiled, is not told of."""
+    """Answers until standard input ends. Of two turns nothing is told: programs are compiled, and memory is asked for."""
     answers = os.fdopen(os.dup(1), 'w')
     os.dup2(2, 1)  # whatever libraries print is no answer
     job = json.loads(sys.stdin.readline())
     work = make(job)
-    work.turn()
+    for _ in range(2):
+        work.turn()
     if 'profile' in job:
         trace(job['profile'], work.turn)
 

@@ -7,6 +7,7 @@ them and goes on to the next, where we answer all prompts first: as many answers
 import time
 from typing import Any
 
+from flax import nnx
 import jax
 from tunix.rl.ppo.ppo_learner import PPOConfig, PPOLearner
 from tunix.rl.rl_cluster import ClusterConfig, RLCluster, RLTrainingConfig, Role
@@ -22,7 +23,8 @@ _STEPS = 1_000_000  # more than are asked for
 def make(job: dict[str, Any]) -> Work:
     """An iteration a turn, on new prompts each."""
     config, tokenizer, turns = job['config'], Tokenizer(), [0]
-    learner = PPOLearner(cluster(job), PPOConfig(num_iterations=config['epochs']))
+    models = cluster(job)
+    learner = PPOLearner(models, PPOConfig(num_iterations=config['epochs']))
 
     def turn() -> dict[str, float]:
         turns[0] += 1
@@ -30,6 +32,7 @@ def make(job: dict[str, Any]) -> Work:
                                job['seed'] + turns[0])
         began = time.perf_counter()
         learner.train([{'prompts': [*map(tokenizer.decode, prompts)]}])
+        jax.block_until_ready([nnx.state(model) for model in (models.actor_trainer.model, models.critic_trainer.model)])
         return {'s': time.perf_counter() - began}
     return Work(turn)
 
