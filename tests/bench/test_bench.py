@@ -131,7 +131,7 @@ def test_answers_end_as_often_as_the_job_says():
     params = nn.meta.unbox(initializer(model)(jax.random.key(0)))
     tokens_BT = jax.random.randint(jax.random.key(1), (4, 16), 3, config.vocab_size)
     positions_BT = jnp.broadcast_to(jnp.arange(16), (4, 16))
-    logits_BTV = model.apply({'params': inclined_to_end(params, 2, 1 / 16)}, tokens_BT, positions_BT, MaskSpec())
+    logits_BTV = model.apply({'params': inclined_to_end(model, params, 2, 1 / 16)}, tokens_BT, positions_BT, MaskSpec())
     chance_BT = jax.nn.softmax(logits_BTV)[..., 2]
     assert 1 / 32 < float(chance_BT.min()) and float(chance_BT.max()) < 1 / 8
 

@@ -12,11 +12,14 @@ import time
 from typing import Any
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 import optax
+from scipy import optimize, special
 
+from llm.envs.preference import whole_rows
 from llm.loop import fit
 from llm.main import enable_compilation_cache
+from llm.model.transformer import Transformer
 from llm.programs import make_step
 from llm.run import initializer, Run
 from llm.stages import ppo
@@ -37,7 +40,7 @@ def make(job: dict[str, Any]) -> Work:
     rollout = make_rollout(run, models, environment(run, models, rows))
     policy, scorer = born(run, initializer(models.policy), 0), born(run, initializer(models.scorer), 1)
     if 'ends' in job:
-        policy = inclined_to_end(policy, run.special_ids['eos'], job['ends'])
+        policy = inclined_to_end(models.policy, policy, run.special_ids['eos'], job['ends'])
     state = run.train_state(initial(run), tx, {'policy': policy, 'value': scorer})
     step = make_step(run, functools.partial(ppo.clipped_loss, run, models), tx, state)
     iteration = ppo.make_iteration(run, rollout, {'reference': policy, 'scorer': scorer}, step,
@@ -60,17 +63,23 @@ def born(run: Run, init: Any, seed: int) -> Any:
     return create(init, optax.identity(), seed, run.mesh, run.rules).params
 
 
-def inclined_to_end(params: Any, eos: int, chance: float) -> Any:
+def inclined_to_end(model: Transformer, params: Any, eos: int, chance: float) -> Any:
     """A tied model that ends with about that chance at any token, whatever was said before.
 
     The first width of every token's embedding is 1, which the layers carry to the last norm; the end token's is more,
-    by what its logit has to be above the others.
+    by what makes its mean chance after random tokens right.
     """
-    table_VD = params['embed']['tokens']
-    vocab, width = table_VD.shape
-    carried = 1 / math.sqrt((1 + (width - 1) * float(jnp.var(table_VD))) / width)
-    above = math.log((vocab - 1) * chance / (1 - chance)) / carried
-    return {**params, 'embed': {**params['embed'], 'tokens': table_VD.at[:, 0].set(1.0).at[eos, 0].add(above)}}
+    table_VD = params['embed']['tokens'].at[:, 0].set(1.0)
+    tokens_BT = jax.random.randint(jax.random.key(0), (16, 16), 0, len(table_VD))
+    x_BTD = model.apply({'params': {**params, 'embed': {**params['embed'], 'tokens': table_VD}}}, tokens_BT,
+                        *whole_rows(tokens_BT), method='hidden')
+    logits_BTV = np.asarray(x_BTD @ table_VD.T, np.float64)
+    others_BT = special.logsumexp(np.delete(logits_BTV, eos, axis=2), axis=2)
+
+    def too_likely(above: float) -> float:
+        return special.expit(logits_BTV[..., eos] + above * np.asarray(x_BTD[..., 0]) - others_BT).mean() - chance
+    above = optimize.brentq(too_likely, -10.0, 10.0)
+    return {**params, 'embed': {**params['embed'], 'tokens': table_VD.at[eos, 0].add(above)}}
 
 
 if __name__ == '__main__':
