@@ -7,7 +7,7 @@ All rows have equally many trajectories, long ones beside short ones, and are as
 eighths of the widest, with logits for a number of places in quarters: every shape is compiled, so there are few.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 import heapq
 
 from flax import struct
@@ -23,7 +23,7 @@ _WIDTHS, _PLACES = 8, 4
 class Packing:
     """R rows of W tokens, from trajectories [B, T].
 
-      source_RW: int32; the place of each token among all B * T; from B * T on padding, no two alike.
+    source_RW: int32; the place of each token among all B * T; from B * T on padding, no two alike.
     """
 
     source_RW: jax.Array
@@ -52,7 +52,7 @@ class Packing:
         return laid | {'positions_BT': self.positions_RW, 'segments_BT': self.segments_RW, 'place_BS': place_BS}
 
     def back(self, x_RW: jax.Array, trajectories: int) -> jax.Array:
-        """x_BT of all of so many trajectories, 0 where nothing was laid out."""
+        """x_BT of all B trajectories, 0 where nothing was laid out."""
         flat = jnp.zeros(trajectories * self.length, x_RW.dtype)
         return flat.at[self.source_RW].set(x_RW, mode='drop', unique_indices=True).reshape(trajectories, self.length)
 
@@ -96,13 +96,9 @@ def _balanced(which_M: np.ndarray, length_B: np.ndarray, rows: int) -> list[list
     together = len(which_M) // rows
     members: list[list[int]] = [[] for _ in range(rows)]
     open_rows = [(0, row) for row in range(rows)]
-    for number in _longest_first(which_M, length_B):
+    for number in which_M[np.argsort(-length_B[which_M], kind='stable')]:
         filled, row = heapq.heappop(open_rows)
         members[row].append(number)
         if len(members[row]) < together:
             heapq.heappush(open_rows, (filled + int(length_B[number]), row))
     return members
-
-
-def _longest_first(which_M: np.ndarray, length_B: np.ndarray) -> Iterable[int]:
-    return which_M[np.argsort(-length_B[which_M], kind='stable')]
