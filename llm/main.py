@@ -109,7 +109,8 @@ def parse(argv: list[str], needed: tuple[str, ...] = ('config', 'workdir')) -> C
     except UserError:
         raise
     except Exception as error:  # a config file is a program: it may raise anything
-        raise UserError(f'--config: {type(error).__name__}: {_one_line(error)}') from error
+        raise UserError(f'--config: {type(error).__name__}: {_one_line(error)}; mend that file, or the --config.KEY '
+                        f'that names it (configs/base.py lists all keys)') from error
 
 
 def _one_line(error: Exception) -> str:

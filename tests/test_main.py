@@ -62,7 +62,13 @@ def test_mistake_costs_one_line(refusal, words, line, tmp_path):
 
 def test_mistyped_key_is_told_the_nearest(refusal, tmp_path):
     line = refusal(CONFIG, f'--workdir={tmp_path}', '--config.stages.sft.optim.learning_rat=1')
-    assert line.endswith(': Did you mean "learning_rate" instead of "learning_rat"?')
+    assert ': Did you mean "learning_rate" instead of "learning_rat"?; ' in line
+
+
+@pytest.mark.parametrize('key', ['sft.nonesuch', 'nonesuch.seed'])
+def test_unknown_key_is_named_and_told_where_keys_are(refusal, tmp_path, key):
+    line = refusal(CONFIG, f'--workdir={tmp_path}', f'--config.stages.{key}=1')
+    assert 'nonesuch' in line and line.endswith('names it (configs/base.py lists all keys)')
 
 
 @pytest.mark.parametrize('text, line', [
