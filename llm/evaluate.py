@@ -45,12 +45,16 @@ def held_out_batches(run: Run, rows: Any, batch_size: int, most: int | None = No
             for start in range(0, len(chosen), batch_size))
 
 
-def make_evaluator(run: Run, objective: Objective, corpora: dict[str, Any]) -> Callable[[Any], dict[str, float]]:
-    """params -> every term and metric of an objective, over all sources (`name`) and each (`name/source`)."""
+def make_evaluator(run: Run, objective: Objective, corpora: dict[str, Any],
+                   packed: Callable[[Any], Any] = lambda rows: rows) -> Callable[[Any], dict[str, float]]:
+    """params -> every term and metric of an objective, over all sources (`name`) and each (`name/source`).
+
+    packed: a batch of the corpora's rows -> what the objective reads.
+    """
     step = make_eval_step(objective)
 
     def evaluate(params: Any) -> dict[str, float]:
-        losses = {name: [jax.device_get(step(params, None, batch))
+        losses = {name: [jax.device_get(step(params, None, packed(batch)))
                          for batch in held_out_batches(run, rows, run.config.batch_size)]
                   for name, rows in corpora.items()}
         values = means([loss for source in losses.values() for loss in source])

@@ -8,7 +8,6 @@ Left out: everything else; the pipeline decides what runs.
 
 from collections.abc import Callable
 import contextlib
-import ctypes
 import os
 import sys
 import threading
@@ -25,6 +24,7 @@ from llm import metrics
 from llm import processes
 from llm import report
 from llm.errors import exit_code, Preempted, StorageError, UserError
+from llm.host_memory import keep_memory
 from llm.phases import goodput
 from llm.pipeline import run_pipeline
 
@@ -37,9 +37,6 @@ RERUN = flags.DEFINE_string('rerun', None, 'name of a finished stage to run agai
 
 
 _MOMENT_SECONDS = 2.0
-# Of glibc's malloc: tunable -> (option of mallopt, value); thresholds in bytes. -1: never trimmed; where that began at
-# 2 GiB, training steps gave 1 GB back and asked for it again.
-ALLOCATOR = {'trim_threshold': (-1, -1), 'mmap_threshold': (-3, 2**30), 'arena_max': (-8, 1)}
 _EXAMPLES = {'config': 'configs/quickstart.py', 'workdir': 'runs/quickstart', 'pod': 'v5e-256'}
 
 
@@ -48,7 +45,8 @@ def guarded(work: Callable[[], None]) -> int:
     threading.excepthook = _thread_failed
     try:
         processes.choose_platform()
-        keep_memory()
+        if jax.config.jax_platforms == 'cpu':
+            keep_memory()
         enable_compilation_cache()
         work()
     except (UserError, Preempted) as error:
@@ -124,17 +122,6 @@ def enable_compilation_cache() -> None:
     """Compiled programs outlive the process; JAX_COMPILATION_CACHE_DIR names another place."""
     if jax.config.jax_compilation_cache_dir is None:
         jax.config.update('jax_compilation_cache_dir', os.path.expanduser('~/.cache/quartet/xla'))
-
-
-def keep_memory() -> None:
-    """On the CPU, freed arrays stay with the process, in one heap of glibc's: fresh pages for each step take time.
-
-    Must come before the first array.
-    """
-    libc = ctypes.CDLL(None)
-    if jax.config.jax_platforms == 'cpu' and hasattr(libc, 'mallopt'):
-        for option, value in ALLOCATOR.values():
-            libc.mallopt(option, value)
 
 
 def leave(work: Callable[[], None]) -> None:

@@ -61,13 +61,9 @@ def whole_rows(tokens_BT: jax.Array) -> tuple[jax.Array, MaskSpec]:
     return jnp.broadcast_to(jnp.arange(tokens_BT.shape[1])[None], tokens_BT.shape), MaskSpec()
 
 
-def final_scores(model: Transformer, params: Any, tokens_BT: jax.Array, length_B: jax.Array, *,
-                 dropout_key: jax.Array | None = None) -> jax.Array:
-    """score_B, float32: the scalar head at each row's last token. Nothing is dropped out without a key."""
-    rngs = None if dropout_key is None else {'dropout': dropout_key}
-    score_BT = model.apply({'params': params}, tokens_BT, *whole_rows(tokens_BT), deterministic=rngs is None,
-                           rngs=rngs)
-    return _last(score_BT, length_B)
+def final_scores(model: Transformer, params: Any, tokens_BT: jax.Array, length_B: jax.Array) -> jax.Array:
+    """score_B, float32: the scalar head at each row's last token."""
+    return _last(model.apply({'params': params}, tokens_BT, *whole_rows(tokens_BT)), length_B)
 
 
 def _last(x_BT: jax.Array, length_B: jax.Array) -> jax.Array:

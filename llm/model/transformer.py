@@ -18,7 +18,7 @@ from llm.execution import ExecConfig
 from llm.model import heads, splash
 from llm.model.attention import Attention, Cache, MaskSpec, Rotary, make_rotaries
 from llm.model.layers import Embed, FeedForward, ImageEmbed, Norm, TokenHead, dropout, softcap
-from llm.sharding import AxisRules, constrain, with_gathered
+from llm.sharding import AxisRules, constrain, platform, with_gathered
 
 
 class Block(nn.Module):
@@ -202,7 +202,7 @@ class Transformer(nn.Module):
     def log_probs_options(self) -> dict[str, Any]:
         """How `objectives.log_probs.token_log_probs` is to take this model's hidden states and unembedding."""
         return dict(chunk_vocab=self.exec.logits_chunk_vocab, softcap=self.config.logits_softcap,
-                    apply=self.over_vocab)
+                    transposed=platform() == 'cpu', apply=self.over_vocab)
 
     def masked_logits(self, x_BTD: jax.Array) -> jax.Array:
         """logits_BTV, float32, of the token that stands at each place."""

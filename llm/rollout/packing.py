@@ -1,6 +1,7 @@
 """Trajectories side by side in rows, so that models read little padding: where each token goes, and how it comes back.
 
-In: lengths of trajectories, on the host. Out: a `Packing`, which lays arrays out and puts results back.
+In: lengths of trajectories (or of ranked answers), on the host. Out: a `Packing`, which lays arrays out and puts results
+back.
 Left out: texts and chats, which are packed once, when they are prepared (`llm.data.prepare`).
 
 All rows have equally many trajectories, long ones beside short ones, and are as wide as the fullest needs it, in
@@ -8,12 +9,18 @@ eighths of the widest, with logits for a number of places in quarters: every sha
 """
 
 from collections.abc import Callable
+import functools
 import heapq
 
 from flax import struct
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from llm.architecture import ModelConfig
+from llm.execution import ExecConfig, SPLASH_BLOCK
+from llm.model.transformer import train_flops_per_token
+from llm.sharding import AxisRules
 
 _TOGETHER = 4  # trajectories in a row, at most: more balance better, and attention passes over more that it masks
 _WIDTHS, _PLACES = 8, 4
@@ -57,25 +64,35 @@ class Packing:
         return flat.at[self.source_RW].set(x_RW, mode='drop', unique_indices=True).reshape(trajectories, self.length)
 
 
-def pack(which_M: np.ndarray, length_B: np.ndarray, chosen_B: np.ndarray, *, length: int, most_chosen: int,
+def make_pack(config: ModelConfig, exec_config: ExecConfig) -> Callable[..., Packing]:
+    """`pack` for a model without logits, run like that."""
+    rules = AxisRules.from_config(exec_config.rules)
+    return functools.partial(
+        pack, price=functools.partial(train_flops_per_token, config, logits_share=0.0), ways=rules.ways('batch'),
+        unit=rules.ways('length') * (SPLASH_BLOCK if exec_config.attention == 'splash' else 1))
+
+
+def pack(which_PM: np.ndarray, length_B: np.ndarray, chosen_B: np.ndarray, *, length: int, most_chosen: int,
          price: Callable[[int], float], ways: int = 1, unit: int = 1) -> Packing:
     """Some of B trajectories, as cheaply as may be: one in each row, or some.
 
     Args:
-      which_M: their numbers.
+      which_PM: their numbers, by the micro-batch that reads them; rows of P micro-batches take turns, as
+        `train_step.make_train_step` cuts them.
       length_B, chosen_B: tokens of each, and of these the chosen ones, up to `length` and `most_chosen`.
       price: of reading a token in rows of that width: attention meets all of a row, and masks the others' part.
-      ways: what divides the number of rows.
+      ways: what divides a micro-batch's rows.
       unit: what divides their width and their places; divides `length`.
     """
-    together = next(count for count in (_TOGETHER, 2, 1) if len(which_M) % (count * ways) == 0 or count == 1)
-    found = (_packed(which_M, length_B, chosen_B, count, length, most_chosen, unit) for count in {1, together})
+    together = next(count for count in (_TOGETHER, 2, 1) if which_PM.shape[1] % (count * ways) == 0 or count == 1)
+    found = (_packed(which_PM, length_B, chosen_B, count, length, most_chosen, unit) for count in {1, together})
     return min(found, key=lambda packing: packing.source_RW.size * price(packing.source_RW.shape[1]))
 
 
-def _packed(which_M: np.ndarray, length_B: np.ndarray, chosen_B: np.ndarray, together: int, length: int,
+def _packed(which_PM: np.ndarray, length_B: np.ndarray, chosen_B: np.ndarray, together: int, length: int,
             most_chosen: int, unit: int) -> Packing:
-    members = _balanced(which_M, length_B, len(which_M) // together)
+    parts = [_balanced(which_M, length_B, len(which_M) // together) for which_M in which_PM]
+    members = [row for rows in zip(*parts) for row in rows]
     width, most = (_steps(max(int(size_B[row].sum()) for row in members), together * size, steps, unit)
                    for size_B, size, steps in ((length_B, length, _WIDTHS), (chosen_B, most_chosen, _PLACES)))
     source_RW = length_B.size * length + np.arange(len(members) * width, dtype=np.int32).reshape(-1, width)

@@ -32,13 +32,13 @@ from llm.objectives.loss import Loss, join, weighted
 from llm.optim import by_top_key, make_optimizer
 from llm.programs import make_step, Program, Programs, shape_rows, state_of, text_rows
 from llm.rollout.generate import Generation, most_steps, slots_of
-from llm.rollout.packing import pack, Packing
+from llm.rollout.packing import make_pack, Packing
 from llm.rollout.trajectories import Trajectories
 from llm.run import Result, Run, initializer
 from llm.sharding import replicated
 from llm.stages import pretrain, sft
 from llm.stages.ppo_models import (
-    environment, initial, load_frozen, make_rollout, Models, models_of, parent_weights, price, read_log_probs,
+    environment, initial, load_frozen, make_rollout, Models, models_of, parent_weights, read_log_probs,
     read_values, Rollout, rollout_exec, rollout_policy)
 from llm.train_state import abstract_params, TrainState
 
@@ -114,7 +114,8 @@ def make_iteration(run: Run, rollout: Rollout, frozen: Any, train_step: Callable
             batch, packing = advantages(trajectories, host['kl_coef']), rollout.packer(trajectories.mask_BT)
             updates = []
             for which_M in minibatches(config, int(state.step)):
-                state, metrics = train_step(state, None, take(batch, packing(which_M), chats, which_M))
+                which_PM = which_M.reshape(-1, config.exec.micro_batches).T
+                state, metrics = train_step(state, None, take(batch, packing(which_PM), chats, which_M))
                 updates.append(metrics)
             jax.block_until_ready(updates)
         with np.errstate(invalid='ignore'):  # the journal sees what is not finite
@@ -189,8 +190,9 @@ def at_full_length(run: Run, count: int) -> Packing:
     Not the most scores, where attention holds them ('einsum'): packed rows may have up to three times as many.
     """
     most = run.config.max_new_tokens
-    packing = pack(np.arange(count), np.full(count, run.config.seq_len), np.full(count, most),
-                   length=run.config.seq_len, most_chosen=most, price=price(run))
+    packing = make_pack(run.model_config, run.config.exec)(
+        np.arange(count)[None], np.full(count, run.config.seq_len), np.full(count, most), length=run.config.seq_len,
+        most_chosen=most)
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated(run.mesh)), packing)
 
 

@@ -19,12 +19,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from llm.envs.preference import Env, make_env
-from llm.execution import ExecConfig, SPLASH_BLOCK
+from llm.execution import ExecConfig
 from llm.model.attention import MaskSpec
-from llm.model.transformer import train_flops_per_token, Transformer
+from llm.model.transformer import Transformer
 from llm.objectives.log_probs import TokenLogProbs, token_log_probs
 from llm.rollout.generate import Generation, make_generate
-from llm.rollout.packing import pack, Packing
+from llm.rollout.packing import make_pack, Packing
 from llm.rollout.trajectories import Trajectories
 from llm.run import Run, initializer
 from llm.sharding import AxisRules
@@ -76,7 +76,7 @@ class Rollout(NamedTuple):
 
     reshard: Callable  # policy -> the policy as sampling wants it laid out
     generate: Callable  # (policy, prompts, key) -> Generation
-    packer: Callable  # mask_BT -> how any of these trajectories are packed: (their numbers) -> Packing
+    packer: Callable  # mask_BT -> how any of these trajectories are packed: (their numbers, [P, M]) -> Packing
     read: Callable  # (value, frozen, Generation, index_B, version, packing) -> (Trajectories, means of what was seen)
 
     def sample(self, policy: Any, prompts: dict[str, jax.Array], key: jax.Array) -> Generation:
@@ -84,7 +84,7 @@ class Rollout(NamedTuple):
 
     def score(self, value: Any, frozen: Any, made: Generation, index_B: jax.Array,
               version: Any) -> tuple[Trajectories, dict[str, jax.Array]]:
-        packing = self.packer(made.mask_BT)(np.arange(len(made.mask_BT)))
+        packing = self.packer(made.mask_BT)(np.arange(len(made.mask_BT))[None])
         return self.read(value, frozen, made, index_B, version, packing)
 
     def __call__(self, params, frozen, prompts, key, version=0) -> tuple[Trajectories, dict[str, jax.Array]]:
@@ -127,19 +127,15 @@ def make_rollout(run: Run, models: Models, env: Env) -> Rollout:
 
 
 def packer(run: Run, mask_BT: jax.Array) -> Callable[[np.ndarray], Packing]:
-    """How any of these trajectories are packed, by their numbers. Their lengths go to the host here."""
-    config, exec_config = run.config, run.config.exec
+    """How any of these trajectories are packed, by their numbers. Their lengths go to the host here.
+
+    What a token costs is taken from the policy; the other models are much the same.
+    """
     chosen_BT = multihost_utils.process_allgather(mask_BT, tiled=True) > 0
     length_B = chosen_BT.shape[1] - chosen_BT[:, ::-1].argmax(1)
-    unit = run.rules.ways('length') * (SPLASH_BLOCK if exec_config.attention == 'splash' else 1)
-    return functools.partial(pack, length_B=length_B, chosen_B=chosen_BT.sum(1), length=config.seq_len,
-                             most_chosen=config.max_new_tokens, unit=unit, price=price(run),
-                             ways=run.rules.ways('batch') * exec_config.micro_batches)
-
-
-def price(run: Run) -> Callable[[int], float]:
-    """What a token costs in rows of so many, of the policy's trunk; the others' are much the same."""
-    return functools.partial(train_flops_per_token, run.model_config, logits_share=0.0)
+    return functools.partial(make_pack(run.model_config, run.config.exec), length_B=length_B,
+                             chosen_B=chosen_BT.sum(1), length=run.config.seq_len,
+                             most_chosen=run.config.max_new_tokens)
 
 
 def rollout_exec(run: Run) -> ExecConfig:

@@ -4,6 +4,9 @@ In: ranked answers; the SFT model, whose trunk is copied under a new scalar head
 Out: checkpoints with a scalar head; in their manifests the mean and deviation of its scores of the SFT model's own
 answers to training prompts, so that a reward of 0 means "as good as SFT" and 1 is one deviation.
 Left out: the loss (`objectives.preference`).
+
+Answers are read several in a row, as they fit (`rollout.packing`); dropout then draws by the place in these rows, which
+depends on the mesh where it has too many shards for four in each.
 """
 
 from collections.abc import Callable
@@ -24,12 +27,14 @@ from llm.errors import UserError
 from llm.figures import over_rows
 from llm.journal import averaged, Journal
 from llm.loop import every, fit
+from llm.model.attention import MaskSpec
 from llm.model.transformer import train_flops_per_token, Transformer
 from llm.objectives.loss import Loss
 from llm.objectives.preference import k_wise, pair_accuracy
 from llm.optim import make_optimizer, schedule
 from llm.programs import make_step, one_update, Programs, shape_rows, state_of
 from llm.rollout.generate import Generation, make_generate
+from llm.rollout.packing import make_pack, Packing
 from llm.run import Result, Run, initializer
 from llm.sharding import check_batch, global_batch
 from llm.train_step import Objective
@@ -42,6 +47,7 @@ def run(run: Run) -> Result:
     rows = run.corpora(prepare_ranked, 'train', seq_len=config.seq_len, answers=config.ranked_answers)
     stream = Mixture.from_config(rows, config.data, config.seed, config.batch_size)
     objective, tx = make_objective(run), make_optimizer(config.optim)
+    packed = make_packed(run, config.exec.micro_batches)
     state = run.train_state(initial(run), tx, parent_weights(run))
     train_step = make_step(run, objective, tx, state, schedule(config.optim))
     held_out = evaluator(run)
@@ -56,7 +62,7 @@ def run(run: Run) -> Result:
             journal.evaluate(0, held_out, averaged(state))
             journal.save(0, state)
         batches = run.batches(stream.rows, journal.step, config.batch_size)
-        step_fn = lambda state, batch: train_step(state, None, batch)
+        step_fn = lambda state, groups: train_step(state, None, packed(groups))
         state = journal.state
         for step, state, metrics in fit(state, step_fn, batches, start=journal.step, stop=journal.stop):
             journal.saw(step, metrics)
@@ -84,19 +90,49 @@ def parent_weights(run: Run) -> Any:
 
 
 def make_objective(run: Run) -> Objective:
-    """(params, frozen, batch, key) -> Loss of a batch of groups."""
+    """(params, frozen, batch, key) -> Loss of a batch of packed groups."""
     model = Transformer(run.model_config, run.config.exec, head='scalar', dropout=run.config.dropout)
     return functools.partial(ranking_loss, model)
 
 
+def make_packed(run: Run, micro_batches: int = 1) -> Callable[[dict[str, jax.Array]], dict[str, jax.Array]]:
+    """Returns packed(groups) -> a batch of that many micro-batches, whose rows hold several answers each.
+
+    Groups are `data.rows.RankedRows`'; a micro-batch has all answers of its groups. Their lengths go to the host here.
+    The batch: tokens_BT, positions_BT, segments_BT of rows; of groups end_BR, the place of an answer's last token in
+    its micro-batch (0 where there is no answer), score_BR, valid_BR.
+    """
+    pack = make_pack(run.model_config, run.config.exec)
+
+    def lay(groups: dict[str, jax.Array], packing: Packing) -> dict[str, jax.Array]:
+        length_BR, width = groups['length_BR'], packing.source_RW.shape[1]
+        place_AT = packing.back(jnp.arange(packing.source_RW.size).reshape(packing.source_RW.shape), length_BR.size)
+        end_BR = jnp.take_along_axis(place_AT, length_BR.reshape(-1, 1) - 1, 1).reshape(length_BR.shape)
+        end_BR = end_BR // width // micro_batches * width + end_BR % width
+        return {'tokens_BT': packing.lay(groups['tokens_BRT']), 'positions_BT': packing.positions_RW,
+                'segments_BT': packing.segments_RW, 'end_BR': end_BR, 'score_BR': groups['score_BR'],
+                'valid_BR': groups['valid_BR']}
+    lay = jax.jit(lay, out_shardings=run.rows_sharding)
+
+    def packed(groups: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        length_BR = multihost_utils.process_allgather(groups['length_BR'], tiled=True)
+        answers = np.arange(length_BR.size).reshape(-1, micro_batches, length_BR.shape[1])
+        return lay(groups, pack(answers.swapaxes(0, 1).reshape(micro_batches, -1), length_BR.reshape(-1),
+                                np.ones(length_BR.size, np.int64), length=run.config.seq_len, most_chosen=1))
+    return packed
+
+
 def programs(run: Run) -> Programs:
-    """What a step compiles: one update."""
+    """What a step compiles, where every answer fills a row: one update. Packing is not in it."""
     config, tx = run.config, make_optimizer(run.config.optim)
     state, answers = state_of(run, initial(run), tx), (config.ranked_answers,)
-    batch = shape_rows(run, config.batch_size, tokens_BRT=((*answers, config.seq_len), jnp.int32),
-                 length_BR=(answers, jnp.int32), score_BR=(answers, jnp.float32), valid_BR=(answers, jnp.bool_))
+    rows, length = config.batch_size * config.ranked_answers, (config.seq_len,)
+    batch = shape_rows(run, rows, tokens_BT=(length, jnp.int32), positions_BT=(length, jnp.int32),
+                       segments_BT=(length, jnp.int32))
+    batch |= shape_rows(run, config.batch_size, end_BR=(answers, jnp.int32), score_BR=(answers, jnp.float32),
+                        valid_BR=(answers, jnp.bool_))
     return one_update(state, make_step(run, make_objective(run), tx, state, schedule(config.optim)), batch,
-                      tokens=config.batch_size * config.ranked_answers * config.seq_len,
+                      tokens=rows * config.seq_len,
                       flops_per_token=functools.partial(train_flops_per_token, run.model_config, config.seq_len,
                                                         logits_share=0.0))
 
@@ -108,12 +144,11 @@ def ranking_loss(model: Transformer, params: Any, frozen: None, batch: dict[str,
 
 
 def group_scores(model: Transformer, params: Any, batch: dict[str, jax.Array], key: jax.Array | None) -> jax.Array:
-    """score_BR of groups of answers, all scored in one pass."""
-    tokens_BRT, length_BR = batch['tokens_BRT'], batch['length_BR']
-    # An absent answer has length 0; one token of it is read, and its score counts nowhere.
-    length_B = jnp.maximum(length_BR.reshape(-1), 1)
-    score_B = final_scores(model, params, tokens_BRT.reshape(-1, tokens_BRT.shape[-1]), length_B, dropout_key=key)
-    return score_B.reshape(length_BR.shape)
+    """score_BR of packed groups: the scalar head at each answer's last token."""
+    rngs = None if key is None else {'dropout': key}
+    score_BT = model.apply({'params': params}, batch['tokens_BT'], batch['positions_BT'],
+                           MaskSpec(segments_BT=batch['segments_BT']), deterministic=rngs is None, rngs=rngs)
+    return jnp.ravel(score_BT)[batch['end_BR']]
 
 
 def evaluator(run: Run) -> Callable[[Any], dict[str, float]]:
@@ -127,7 +162,7 @@ def evaluator(run: Run) -> Callable[[Any], dict[str, float]]:
         by_gap = pair_accuracy(score_BR, batch['score_BR'], batch['valid_BR'], GAPS)
         return loss._replace(metrics=loss.metrics | by_gap)
     rows = run.corpora(prepare_ranked, 'validation', seq_len=config.seq_len, answers=config.ranked_answers)
-    return evaluate.make_evaluator(run, objective, rows)
+    return evaluate.make_evaluator(run, objective, rows, make_packed(run))
 
 
 def sft_answers(run: Run) -> Generation:
@@ -181,11 +216,7 @@ def samples(run: Run, params: Any, answers: Generation | None = None) -> list[di
 def answer_scores(run: Run) -> Callable[[Any, dict[str, np.ndarray]], np.ndarray]:
     """Returns score(params, rows) -> [rows] scores of single answers; rows have tokens_BT and length_B."""
     model = Transformer(run.model_config, run.config.exec, head='scalar')
-
-    def one_each(params: Any, batch: dict[str, jax.Array]) -> jax.Array:
-        groups = {'tokens_BRT': batch['tokens_BT'][:, None], 'length_BR': batch['length_B'][:, None]}
-        return group_scores(model, params, groups, None)[:, 0]
-    return over_rows(run, one_each)
+    return over_rows(run, lambda params, rows: final_scores(model, params, rows['tokens_BT'], rows['length_B']))
 
 
 def figures(run: Run, params: Any, of: pairs.Measured | None = None) -> dict[str, Any]:

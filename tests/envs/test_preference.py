@@ -29,7 +29,7 @@ def score_B(params):
 
 def step(params, tokens_BT=TOKENS_BT, **changes):
     settings = {'mean': 0.0, 'deviation': 1.0, 'missing_eos_penalty': 0.0, 'eos_id': EOS} | changes
-    packing = pack(np.arange(3), LENGTH_B, LENGTH_B, length=6, most_chosen=6, price=float)
+    packing = pack(np.arange(3)[None], LENGTH_B, LENGTH_B, length=6, most_chosen=6, price=float)
     return make_env(None, MODEL, **settings).step(params, tokens_BT, LENGTH_B, packing)
 
 
@@ -48,7 +48,7 @@ def test_padding_changes_no_score(params, score_B):
 def test_answers_that_share_a_row_are_judged_one_by_one(params, score_B):
     tokens_BT = np.pad(np.concatenate([TOKENS_BT, TOKENS_BT[:1]]), ((0, 0), (0, 10)))
     length_B = np.append(LENGTH_B, LENGTH_B[0])
-    packing = pack(np.arange(4), length_B, length_B, length=16, most_chosen=16, price=lambda width: 1.0)
+    packing = pack(np.arange(4)[None], length_B, length_B, length=16, most_chosen=16, price=lambda width: 1.0)
     assert packing.source_RW.shape == (1, 16)
     env = make_env(None, MODEL, mean=0.0, deviation=1.0, missing_eos_penalty=0.0, eos_id=EOS)
     judged = env.step(params, tokens_BT, length_B, packing)
@@ -71,10 +71,3 @@ def test_end_token_after_the_answer_is_no_end(params):
     assert step(params, padded_BT).ended_B.tolist() == [True, True, True]
     inside_BT = np.where(np.arange(6) == 1, EOS, TOKENS_BT)
     assert step(params, inside_BT).ended_B.tolist() == [True, False, True]
-
-
-def test_dropout_comes_with_its_key_alone(score_B, params):
-    model = Transformer(tiny.model(), tiny.execution(), head='scalar', dropout=0.5)
-    assert np.array_equal(final_scores(model, params, TOKENS_BT, LENGTH_B), score_B)
-    dropped_B = final_scores(model, params, TOKENS_BT, LENGTH_B, dropout_key=jax.random.key(0))
-    assert not np.allclose(dropped_B, score_B)

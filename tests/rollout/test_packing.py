@@ -22,7 +22,7 @@ def drawn(count: int, seed: int, longest: int = LENGTH) -> tuple[np.ndarray, np.
 
 
 def packed(which_M, length_B, chosen_B, **limits):
-    return pack(np.asarray(which_M), length_B, chosen_B, length=LENGTH, most_chosen=MOST,
+    return pack(np.asarray(which_M)[None], length_B, chosen_B, length=LENGTH, most_chosen=MOST,
                 **{'price': lambda width: 1.0 + width / 3000} | limits)
 
 

@@ -29,7 +29,7 @@ def test_the_sampler_and_the_trainer_agree(temperature, finished_pipeline):
                    'index_B': np.arange(16, dtype=np.int32)}
         rollout = ppo.make_rollout(run, models, ppo.environment(run, models, None))
         made, _ = rollout(params, frozen, prompts, jax.random.key(0))
-        packing = rollout.packer(made.mask_BT)(np.arange(16))
+        packing = rollout.packer(made.mask_BT)(np.arange(16)[None])
         rows = packing.batch({'tokens_BT': made.tokens_BT, 'mask_BT': made.mask_BT})
         read = jax.jit(functools.partial(ppo.read_log_probs, run, models))(params['policy'], rows)
         read = jax.tree.map(lambda x_RW: packing.back(x_RW, 16), read)
@@ -51,11 +51,11 @@ def test_what_is_packed_teaches_the_same(finished_pipeline):
               for name in ('logp_old_BT', 'value_BT', 'return_BT', 'advantage_BT')}
     fields |= {'mask_BT': chosen_BT.astype(np.float32), 'tokens_BT': draw.integers(10, 300, shape, dtype=np.int32)}
     with jax.set_mesh(run.mesh):
-        models, which = ppo.models_of(run), np.arange(16)
+        models, which = ppo.models_of(run), np.arange(16)[None]
         fields['logp_old_BT'] -= 5.0 * chosen_BT  # near what a policy says, so that ratios are not all clipped
         packings = [ppo_models.packer(run, fields['mask_BT'])(which),
                     pack(which, length_B, chosen_B, length=shape[1], most_chosen=run.config.max_new_tokens,
-                         price=ppo_models.price(run), ways=16)]
+                         price=float, ways=16)]
         learn = jax.jit(jax.grad(lambda params, batch: (
             lambda loss: (total(loss), loss))(ppo.clipped_loss(run, models, params, None, batch, None)), has_aux=True))
         (packed, said), (alone, said_alone) = [learn(params, packing.batch(fields)) for packing in packings]

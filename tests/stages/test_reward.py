@@ -6,11 +6,15 @@ import jax
 import numpy as np
 import pytest
 
+from llm.envs.preference import final_scores
 from llm.errors import UserError
+from llm.execution import MeshConfig
 from llm.manifest import read, sealed_steps
+from llm.model.transformer import Transformer
 from llm.pipeline import open_step
 from llm.rollout.generate import Generation
-from llm.run import read_result
+from llm.run import initializer, read_result
+from llm.sharding import AxisRules, batch_sharding, make_mesh
 from llm.stages import reward
 from tests import tiny
 from tests.stages import exactness
@@ -18,6 +22,52 @@ from tests.stages import exactness
 RUN = types.SimpleNamespace(model_config=tiny.model(),
                             config=types.SimpleNamespace(exec=tiny.execution(), normalize_samples=3))
 ANSWERS = Generation(np.array([[1, 7], [1, 9], [1, 2]], np.int32), None, None, np.array([2, 1, 2], np.int32))
+
+
+LENGTH_BR = np.array([[7, 3, 0], [12, 1, 5], [2, 9, 4], [6, 6, 6], [1, 2, 0], [11, 4, 3], [5, 5, 2], [3, 8, 1]])
+
+
+@pytest.fixture(scope='module')
+def read():
+    """Groups of up to three answers; the tiny scorer and its parameters; the score of each answer read alone."""
+    model = Transformer(tiny.model(), tiny.execution(), head='scalar', dropout=0.5)
+    params = jax.tree.map(lambda leaf: leaf.value, initializer(model)(jax.random.key(0)),
+                          is_leaf=lambda leaf: hasattr(leaf, 'value'))
+    tokens_BRT = np.random.default_rng(0).integers(3, 300, (*LENGTH_BR.shape, 12), np.int32)
+    alone_A = final_scores(model, params, tokens_BRT.reshape(-1, 12), np.maximum(LENGTH_BR.reshape(-1), 1))
+    groups = {'tokens_BRT': tokens_BRT, 'length_BR': LENGTH_BR, 'score_BR': np.float32(LENGTH_BR),
+              'valid_BR': LENGTH_BR > 0}
+    return model, params, groups, np.asarray(alone_A).reshape(LENGTH_BR.shape)
+
+
+@pytest.fixture
+def packing_run():
+    execution = tiny.execution()
+    mesh = make_mesh(MeshConfig(1, 1, 1), jax.devices()[:1])
+    with jax.set_mesh(mesh):
+        yield types.SimpleNamespace(
+            model_config=tiny.model(), config=types.SimpleNamespace(exec=execution, seq_len=12),
+            rows_sharding=batch_sharding(mesh, AxisRules.from_config(execution.rules)))
+
+
+@pytest.mark.parametrize('micro_batches', [1, 2, 4])
+def test_packed_answers_score_as_each_alone_whatever_the_micro_batches(packing_run, read, micro_batches):
+    model, params, groups, alone_BR = read
+    batch = reward.make_packed(packing_run, micro_batches)(groups)
+    rows, width = batch['tokens_BT'].shape
+    assert rows < LENGTH_BR.size and rows * width < 0.7 * LENGTH_BR.size * 12
+    for part in range(micro_batches):
+        score_BR = reward.group_scores(model, params, {name: x[part::micro_batches] for name, x in batch.items()}, None)
+        there_BR = LENGTH_BR[part::micro_batches] > 0
+        np.testing.assert_allclose(score_BR[there_BR], alone_BR[part::micro_batches][there_BR], rtol=0, atol=1e-5)
+    assert alone_BR.std() > 0.1
+
+
+def test_dropout_comes_with_its_key_alone(packing_run, read):
+    model, params, groups, _ = read
+    batch = reward.make_packed(packing_run)(groups)
+    kept_BR, dropped_BR = (reward.group_scores(model, params, batch, key) for key in (None, jax.random.key(0)))
+    assert not np.allclose(kept_BR, dropped_BR)
 
 
 @pytest.fixture

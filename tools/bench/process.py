@@ -15,7 +15,7 @@ import subprocess
 import tempfile
 from typing import Any
 
-from llm.main import ALLOCATOR
+from llm.host_memory import ALLOCATOR
 from tools.bench import machine
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -26,9 +26,10 @@ class Died(Exception):
 
 
 def environment() -> dict[str, str]:
-    """Of both sides' workers; peers get the allocator that `llm.main` gives ours."""
+    """Of both sides' workers; all get the memory that `llm.main` gives ours."""
     threads = str(machine.cores())
-    tunables = ':'.join(f'glibc.malloc.{name}={value % 2**64}' for name, (_, value) in ALLOCATOR.items())
+    allocator = {name: value % 2**64 for name, (_, value) in ALLOCATOR.items()} | {'hugetlb': 1}
+    tunables = ':'.join(f'glibc.malloc.{name}={value}' for name, value in allocator.items())
     offline = {'HF_HUB_OFFLINE': '1', 'HF_DATASETS_OFFLINE': '1', 'WANDB_DISABLED': 'true'}
     return os.environ | offline | {'JAX_PLATFORMS': 'cpu', 'OMP_NUM_THREADS': threads, 'MKL_NUM_THREADS': threads,
                                    'GLIBC_TUNABLES': tunables, 'TOKENIZERS_PARALLELISM': 'false'}

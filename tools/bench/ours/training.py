@@ -17,6 +17,7 @@ from llm.main import enable_compilation_cache
 from llm.optim import make_optimizer
 from llm.pipeline import STAGES
 from llm.run import Run
+from llm.stages import reward
 from tools.bench import draws
 from tools.bench.ours import packed
 from tools.bench.ours.runs import paper_run
@@ -41,7 +42,8 @@ def make(job: dict[str, Any]) -> Work:
         counts.append(count(batch))
         return batch
     state = run.train_state(stage.initial(run), make_optimizer(run.config.optim))
-    steps = fit(state, lambda state, batch: program.jitted(state, None, batch),
+    read = reward.make_packed(run) if run.config.stage == 'reward' else lambda rows: rows
+    steps = fit(state, lambda state, rows: program.jitted(state, None, read(rows)),
                 run.batches(counted, 0, run.config.batch_size), start=0, stop=sys.maxsize)
 
     def updates() -> float:
