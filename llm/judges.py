@@ -18,7 +18,6 @@ from typing import Any, NamedTuple
 import jax
 from jax.experimental import multihost_utils
 import numpy as np
-from sklearn.pipeline import Pipeline
 
 from llm import evaluate
 from llm.config import PPOConfig
@@ -28,7 +27,7 @@ from llm.errors import UserError
 from llm.figures import records
 from llm.rollout.trajectories import Trajectories
 from llm.run import Run
-from llm.yardsticks import distinct_n, lexicon, ridge
+from llm.yardsticks import distinct_n, Fitted, lexicon, ridge
 
 _HELD_OUT = 2**32 - 2  # a stream of keys apart from those of training steps
 _SHOWN = 24  # prompts whose answers are shown side by side
@@ -68,7 +67,7 @@ class Bench:
         return rated(self.run, 'train')
 
     @functools.cached_property
-    def gold(self) -> Pipeline | None:
+    def gold(self) -> Fitted | None:
         """The gold scorer; None where there is no `gold_data`."""
         if self.gold_texts is None:
             return None
@@ -129,7 +128,7 @@ def rated(run: Run, split: str) -> Rated | None:
     return Rated([record['text'] for record in found], np.array([record['score'] for record in found]))
 
 
-def summary(sft: Answers, gold: Pipeline | None) -> dict[str, Any]:
+def summary(sft: Answers, gold: Fitted | None) -> dict[str, Any]:
     """What later numbers are measured by, as JSON: of the SFT policy's own answers."""
     kept = {'ended': float(sft.ended_B.mean()), 'tokens': sft.tokens}
     if gold is not None:
@@ -138,7 +137,7 @@ def summary(sft: Answers, gold: Pipeline | None) -> dict[str, Any]:
     return kept
 
 
-def numbers(said: Answers, sft: dict[str, Any], gold: Pipeline | None) -> dict[str, float]:
+def numbers(said: Answers, sft: dict[str, Any], gold: Fitted | None) -> dict[str, float]:
     """Means over answers, beside a `summary` of the SFT policy's.
 
     Returns: reward, in deviations of the scorer; kl, nats an answer; length, tokens; ended, a share; distinct_2;
@@ -189,7 +188,7 @@ def beyond(config: PPOConfig, kl: float, window: list[list[float]]) -> str | Non
     return f'over-optimised: {gold} while {reward} over steps {steps[0]}..{steps[-1]}'
 
 
-def side_by_side(sft: Answers, ppo: Answers, gold: Pipeline | None = None) -> list[dict[str, Any]]:
+def side_by_side(sft: Answers, ppo: Answers, gold: Fitted | None = None) -> list[dict[str, Any]]:
     """Two policies' answers to the same prompts, with their scores, for a person to read."""
     rows = [{'prompt': prompt} for prompt in sft.prompts]
     for name, said in (('sft', sft), ('ppo', ppo)):

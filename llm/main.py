@@ -22,7 +22,6 @@ from ml_collections import config_flags, ConfigDict
 from configs import base
 from llm import metrics
 from llm import processes
-from llm import report
 from llm.errors import exit_code, Preempted, StorageError, UserError
 from llm.host_memory import keep_memory
 from llm.phases import goodput
@@ -75,6 +74,7 @@ def main(argv: list[str]) -> None:
     metrics.console.quiet = not processes.is_first()
     done = run_pipeline(config, WORKDIR.value, rerun=RERUN.value, say=metrics.say, progress=progress)
     if processes.is_first():
+        from llm import report  # with matplotlib, a third of a second that the first step does not wait for
         metrics.table('every stage beside its parent, on its own held-out number', [
             {'stage': name, 'held-out number': result.metric, 'parent': result.before, 'now': result.after,
              'step': result.step, 'ended by': result.why, 'seconds': round(result.seconds),
@@ -119,7 +119,11 @@ def _one_line(error: Exception) -> str:
 
 
 def enable_compilation_cache() -> None:
-    """Compiled programs outlive the process; JAX_COMPILATION_CACHE_DIR names another place."""
+    """Compiled programs outlive the process; JAX_COMPILATION_CACHE_DIR names another place.
+
+    JAX keeps those that took a second; a stage begins with a dozen smaller ones.
+    """
+    jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.05)
     if jax.config.jax_compilation_cache_dir is None:
         jax.config.update('jax_compilation_cache_dir', os.path.expanduser('~/.cache/quartet/xla'))
 

@@ -2,41 +2,48 @@
 
 In: texts, ratings, labels, scores. Out: scores, shares, bits. numpy, scikit-learn and the VADER lexicon; no jax.
 Left out: n-grams (`ngrams.py`); which splits and rows are measured (`figures.py` and the stages).
+
+The libraries take most of a second to import: a function does that when it needs them, not a run before its first step.
 """
 
 from collections.abc import Sequence
 import gzip
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
-from scipy import optimize
-from scipy.special import expit
-from sklearn.feature_extraction.text import TfidfVectorizer
-from sklearn.linear_model import LogisticRegression, Ridge
-from sklearn.pipeline import make_pipeline, Pipeline
-from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
 
 
-def _features() -> TfidfVectorizer:
-    """Words and pairs of words, 1 + log of their count, times their inverse document frequency."""
-    return TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True)
+class Fitted(Protocol):
+    """A model of texts."""
+
+    def predict(self, texts: Sequence[str]) -> np.ndarray: ...
 
 
-def ridge(texts: Sequence[str], scores: Sequence[float]) -> Pipeline:
+def ridge(texts: Sequence[str], scores: Sequence[float]) -> Fitted:
     """TF-IDF and ridge regression (alpha 1); `.predict(texts)` gives [texts] float64, in the scores' units.
 
     Raises ValueError where there is no text or no word in any.
     """
-    return make_pipeline(_features(), Ridge(alpha=1.0)).fit(texts, scores)
+    from sklearn.linear_model import Ridge
+    return _fitted(Ridge(alpha=1.0), texts, scores)
 
 
-def logistic(texts: Sequence[str], labels: Sequence[str]) -> Pipeline:
+def logistic(texts: Sequence[str], labels: Sequence[str]) -> Fitted:
     """TF-IDF and logistic regression (scikit-learn's C = 1); `.predict(texts)` gives labels. Raises as `ridge`."""
-    return make_pipeline(_features(), LogisticRegression(max_iter=1000)).fit(texts, labels)
+    from sklearn.linear_model import LogisticRegression
+    return _fitted(LogisticRegression(max_iter=1000), texts, labels)
+
+
+def _fitted(model: Any, texts: Sequence[str], targets: Sequence[Any]) -> Fitted:
+    """On words and pairs of words, 1 + log of their count, times their inverse document frequency."""
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.pipeline import make_pipeline
+    return make_pipeline(TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True), model).fit(texts, targets)
 
 
 def lexicon(texts: Sequence[str]) -> np.ndarray:
     """[texts] VADER's compound in [-1, 1] (Hutto & Gilbert, ICWSM 2014): a lexicon and rules, not fitted here."""
+    from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
     analyzer = SentimentIntensityAnalyzer()
     return np.array([analyzer.polarity_scores(text)['compound'] for text in texts])
 
@@ -100,6 +107,7 @@ def calibration(margins: np.ndarray, fitted_on: np.ndarray, bins: int = 10) -> d
     Returns: ece, ece_after, temperature, and bins: low, high, and count, confidence, accuracy of what is in it, before
       and after (None where nothing is).
     """
+    from scipy import optimize
     # The likelihood is concave in 1 / temperature; the bounds are met where every pair is right, or most are wrong.
     found = optimize.minimize_scalar(lambda log: np.logaddexp(0, -fitted_on / np.exp(log)).mean(),
                                      bounds=np.log((0.01, 100.0)), method='bounded')
@@ -114,6 +122,7 @@ def calibration(margins: np.ndarray, fitted_on: np.ndarray, bins: int = 10) -> d
 
 def _reliability(margins: np.ndarray, edges: np.ndarray) -> list[dict[str, Any]]:
     """Of each bin: pairs in it, their mean confidence, and the share of them in the right order."""
+    from scipy.special import expit
     confidence, right = expit(np.abs(margins)), np.heaviside(margins, 0.5)
     place = np.clip(np.searchsorted(edges, confidence, side='right') - 1, 0, len(edges) - 2)
     insides = [place == number for number in range(len(edges) - 1)]

@@ -13,11 +13,8 @@ import re
 import unicodedata
 import zlib
 
-from datasketch import MinHash, MinHashLSH
 import numpy as np
 import py3langid
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from llm.config import CleanConfig
 from llm.door import nearest
@@ -115,6 +112,8 @@ def clusters(texts: Sequence[str], similarity: float, words: int = PHRASE_WORDS,
     Returns:
       [texts] int64: the index of the text that stands for its group, the first when folded texts are sorted.
     """
+    from scipy.sparse import coo_array  # slow to import, and prepared data need it no more
+    from scipy.sparse.csgraph import connected_components
     index_of: dict[str, int] = {}
     for index, text in enumerate(texts):
         index_of.setdefault(fold(text), index)
@@ -145,6 +144,7 @@ def _shingler(texts: Sequence[str], words: int, templates: bool) -> Callable[[in
 
 def _alike(shingles: Callable[[int], set[str]], number: int, similarity: float) -> list[tuple[int, int]]:
     """Pairs of indices whose shingles are similar enough."""
+    from datasketch import MinHash, MinHashLSH  # slow to import, too
     # Proposed pairs are compared, so a missed one is the worse mistake: hence the lower threshold and the weights.
     near = MinHashLSH(threshold=0.7 * similarity, num_perm=_PERMUTATIONS, weights=(0.1, 0.9))
     phrases = ([phrase.encode() for phrase in shingles(index)] for index in range(number))
