@@ -50,7 +50,7 @@ class Checkpoints:
       folder: holds the steps and their manifests; a bucket's address will do.
       keep: how many of the newest sealed steps stay, beside the best; 2 or more.
       say: gets one line for every save or step that is refused.
-      host_gb: of `params` on the host at a time on their way to disk, in 1e9 bytes; 0: all of them. Else they must not
+      host_gb: of an item on the host at a time on their way to disk, in 1e9 bytes; 0: all of them. Else they must not
         be donated before `wait`.
     """
 
@@ -61,10 +61,11 @@ class Checkpoints:
         self._say = say
         self._stack = contextlib.ExitStack()
         self._stack.enter_context(quiet())
-        handlers = ocp.handlers.DefaultCheckpointHandlerRegistry() if host_gb else None
-        if handlers:
-            handlers.add('params', ocp.args.PyTreeSave, ocp.PyTreeCheckpointHandler(
-                save_device_host_concurrent_gb=host_gb, is_prioritized_key_fn=lambda path: False))
+        limits = dict(save_device_host_concurrent_gb=host_gb, is_prioritized_key_fn=lambda path: False)
+        handlers = ocp.handlers.DefaultCheckpointHandlerRegistry()
+        # Weights hardly compress: without it a save takes two thirds of the time, and so does a load.
+        handlers.add(None, ocp.args.PyTreeSave, ocp.PyTreeCheckpointHandler(
+            use_compression=False, **(limits if host_gb else {})))
         self._orbax = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler(handler_registry=handlers))
         self._stack.callback(self._orbax.close)
         self._sealer = self._stack.enter_context(ThreadPoolExecutor(1, 'seal'))
