@@ -50,8 +50,8 @@ class Checkpoints:
       folder: holds the steps and their manifests; a bucket's address will do.
       keep: how many of the newest sealed steps stay, beside the best; 2 or more.
       say: gets one line for every save or step that is refused.
-      host_gb: of an item on the host at a time on their way to disk, in 1e9 bytes; 0: all of them. Else they must not
-        be donated before `wait`.
+      host_gb: of each item's leaves on the host at a time on their way to disk, in 1e9 bytes; 0: all of them. Else the
+        leaves must not be donated before `wait`.
     """
 
     def __init__(self, folder: epath.PathLike, *, keep: int, say: Callable[[str], None] = print, host_gb: int = 0):

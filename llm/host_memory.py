@@ -9,6 +9,8 @@ finding many small ones.
 import ctypes
 import mmap
 import os
+import pathlib
+import resource
 
 # Tunable of glibc's malloc -> (option of mallopt, value); thresholds in bytes. -1: never trimmed; where that began at
 # 2 GiB, training steps gave 1 GB back and asked for it again.
@@ -23,12 +25,22 @@ def keep_memory() -> None:
         return
     for option, value in ALLOCATOR.values():
         libc.mallopt(option, value)
-    _use_huge_pages(libc)
+    if _may_reserve():
+        _use_huge_pages(libc)
+
+
+def _may_reserve() -> bool:
+    """Whether memory that is asked for and not touched counts nowhere."""
+    limits = (resource.getrlimit(kind)[0] for kind in (resource.RLIMIT_AS, resource.RLIMIT_DATA))
+    overcommit = pathlib.Path('/proc/sys/vm/overcommit_memory')
+    return all(limit == resource.RLIM_INFINITY for limit in limits) and not (
+        overcommit.exists() and overcommit.read_text().strip() == '2')
 
 
 def _use_huge_pages(libc: ctypes.CDLL) -> None:
-    """What the tunable `hugetlb` does if it is set before a process begins: the heap grows by half of the machine's
-    memory, of which no page is touched, and keeps that, with the advice to the kernel, for the arrays to come."""
+    """The heap grows by half of the machine's memory and keeps that, hardly a page of it touched, with the advice to
+    the kernel, for the arrays to come. (The tunable `hugetlb`, set before a process begins, advises all of the heap.)
+    """
     libc.malloc.argtypes, libc.malloc.restype = [ctypes.c_size_t], ctypes.c_void_p
     libc.free.argtypes = [ctypes.c_void_p]
     libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]

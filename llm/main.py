@@ -123,7 +123,8 @@ def enable_compilation_cache() -> None:
 
     JAX keeps those that took a second; a stage begins with a dozen smaller ones.
     """
-    jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.05)
+    if 'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS' not in os.environ:
+        jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.05)
     if jax.config.jax_compilation_cache_dir is None:
         jax.config.update('jax_compilation_cache_dir', os.path.expanduser('~/.cache/quartet/xla'))
 

@@ -5,6 +5,7 @@ import os
 import pathlib
 
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
+os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.2')
 
 import jax  # noqa: E402  (the platform must be chosen first)
 import pytest  # noqa: E402
@@ -14,7 +15,6 @@ jax.config.update('jax_numpy_rank_promotion', 'raise')
 # Compilation is most of the suite's time: workers and later runs share what is compiled, as `llm.main` does.
 if jax.config.jax_compilation_cache_dir is None:
     jax.config.update('jax_compilation_cache_dir', os.path.expanduser('~/.cache/quartet/xla'))
-jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.2)
 
 
 @pytest.fixture(scope='session')

@@ -29,6 +29,31 @@ def test_the_mesh_does_not_show():
     assert all(other == first for other in others)
 
 
+def by_formula(array: np.ndarray) -> list[int]:
+    """Both lanes, as the docstring of `_digest` has them, in numpy: what checkpoints on disks were sealed with."""
+    def mix(x):
+        for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B)):
+            x = (x ^ (x >> np.uint32(shift))) * np.uint32(factor)
+        return x ^ (x >> np.uint32(16))
+    words = np.frombuffer(array.tobytes(), f'uint{8 * array.dtype.itemsize}').reshape(array.shape).astype(np.uint32)
+    lanes = []
+    for seed in map(np.uint32, (0x9E3779B9, 0x85EBCA6B)):
+        place = np.full(array.shape, seed)
+        for axis, size in enumerate(array.shape):
+            hashed = mix(np.arange(size, dtype=np.uint32) * seed + np.uint32(axis + 1))
+            place = place + hashed.reshape([-1 if other == axis else 1 for other in range(array.ndim)])
+        lanes.append(int(mix(words ^ place).sum(dtype=np.uint64)) % 2**32)
+    return lanes
+
+
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16', 'int32', 'uint8', 'bool'])
+@pytest.mark.parametrize('shape', [(), (7,), (3, 0), (5, 33), (2, 3, 130)])
+def test_the_words_are_those_of_the_formula(shape, dtype):
+    with np.errstate(over='ignore'):
+        array = (10 * np.random.default_rng(0).normal(size=shape)).astype(jnp.dtype(dtype))
+        assert list(fingerprint(on(MESHES[0], array))['']) == by_formula(np.asarray(array))
+
+
 @pytest.mark.parametrize('value', [np.nan, np.inf, -np.inf])
 def test_a_number_that_is_not_finite_is_named(value):
     sound, broken = np.ones((2, 3, 5), np.float32), np.ones((2, 3, 5), np.float32)

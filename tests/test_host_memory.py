@@ -1,5 +1,6 @@
 """Memory on the CPU: what is freed stays, and arrays stand in huge pages where the system has them."""
 
+import ctypes
 import json
 import pathlib
 import subprocess
@@ -30,6 +31,8 @@ _ARRAYS_KIB = 6 * 2**16
 @pytest.fixture(scope='module')
 def seen():
     """KiB that stay after arrays are freed, and that were in huge pages before: with our memory and with glibc's."""
+    if not (hasattr(ctypes.CDLL(None), 'mallopt') and pathlib.Path('/proc/self/smaps_rollup').exists()):
+        pytest.skip('this is no Linux with glibc')
     made = [subprocess.run([sys.executable, '-c', _SHOWN.format(call=call)], capture_output=True, text=True, check=True)
             for call in ('keep_memory()', 'pass')]
     return [json.loads(process.stdout) for process in made]
@@ -45,4 +48,4 @@ def test_arrays_stand_in_huge_pages(seen):
     if not enabled.exists() or '[madvise]' not in enabled.read_text():
         pytest.skip('this system gives huge pages to all or to none')
     ours, left_alone = seen
-    assert ours['huge'] - left_alone['huge'] > 0.9 * _ARRAYS_KIB
+    assert ours['huge'] - left_alone['huge'] > 0.5 * _ARRAYS_KIB

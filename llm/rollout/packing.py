@@ -1,7 +1,7 @@
 """Trajectories side by side in rows, so that models read little padding: where each token goes, and how it comes back.
 
-In: lengths of trajectories (or of ranked answers), on the host. Out: a `Packing`, which lays arrays out and puts results
-back.
+In: lengths of trajectories, or of ranked answers, on the host.
+Out: a `Packing`, which lays arrays out and puts results back.
 Left out: texts and chats, which are packed once, when they are prepared (`llm.data.prepare`).
 
 All rows have equally many trajectories, long ones beside short ones, and are as wide as the fullest needs it, in

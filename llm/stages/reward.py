@@ -5,8 +5,9 @@ Out: checkpoints with a scalar head; in their manifests the mean and deviation o
 answers to training prompts, so that a reward of 0 means "as good as SFT" and 1 is one deviation.
 Left out: the loss (`objectives.preference`).
 
-Answers are read several in a row, as they fit (`rollout.packing`); dropout then draws by the place in these rows, which
-depends on the mesh where it has too many shards for four in each.
+Answers are read several in a row, as they fit (`rollout.packing`). Dropout draws by the place in these rows: as with
+micro-batches, a mesh with too many shards for four answers in each row draws otherwise. Tokens and MFU in the metrics
+count whole rows of one answer each.
 """
 
 from collections.abc import Callable
@@ -95,12 +96,12 @@ def make_objective(run: Run) -> Objective:
     return functools.partial(ranking_loss, model)
 
 
-def make_packed(run: Run, micro_batches: int = 1) -> Callable[[dict[str, jax.Array]], dict[str, jax.Array]]:
+def make_packed(run: Run, micro_batches: int) -> Callable[[dict[str, jax.Array]], dict[str, jax.Array]]:
     """Returns packed(groups) -> a batch of that many micro-batches, whose rows hold several answers each.
 
     Groups are `data.rows.RankedRows`'; a micro-batch has all answers of its groups. Their lengths go to the host here.
     The batch: tokens_BT, positions_BT, segments_BT of rows; of groups end_BR, the place of an answer's last token in
-    its micro-batch (0 where there is no answer), score_BR, valid_BR.
+    its micro-batch (0 where there is no answer), and the groups' other fields.
     """
     pack = make_pack(run.model_config, run.config.exec)
 
@@ -109,9 +110,9 @@ def make_packed(run: Run, micro_batches: int = 1) -> Callable[[dict[str, jax.Arr
         place_AT = packing.back(jnp.arange(packing.source_RW.size).reshape(packing.source_RW.shape), length_BR.size)
         end_BR = jnp.take_along_axis(place_AT, length_BR.reshape(-1, 1) - 1, 1).reshape(length_BR.shape)
         end_BR = end_BR // width // micro_batches * width + end_BR % width
+        others = {name: field for name, field in groups.items() if name not in ('tokens_BRT', 'length_BR')}
         return {'tokens_BT': packing.lay(groups['tokens_BRT']), 'positions_BT': packing.positions_RW,
-                'segments_BT': packing.segments_RW, 'end_BR': end_BR, 'score_BR': groups['score_BR'],
-                'valid_BR': groups['valid_BR']}
+                'segments_BT': packing.segments_RW, 'end_BR': end_BR, **others}
     lay = jax.jit(lay, out_shardings=run.rows_sharding)
 
     def packed(groups: dict[str, jax.Array]) -> dict[str, jax.Array]:
@@ -123,7 +124,10 @@ def make_packed(run: Run, micro_batches: int = 1) -> Callable[[dict[str, jax.Arr
 
 
 def programs(run: Run) -> Programs:
-    """What a step compiles, where every answer fills a row: one update. Packing is not in it."""
+    """What a step compiles, where every answer fills a row: one update, the most tokens that there may be.
+
+    Packing is not in it. Packed rows may have up to three times as many scores, where attention holds them ('einsum').
+    """
     config, tx = run.config, make_optimizer(run.config.optim)
     state, answers = state_of(run, initial(run), tx), (config.ranked_answers,)
     rows, length = config.batch_size * config.ranked_answers, (config.seq_len,)
@@ -162,7 +166,7 @@ def evaluator(run: Run) -> Callable[[Any], dict[str, float]]:
         by_gap = pair_accuracy(score_BR, batch['score_BR'], batch['valid_BR'], GAPS)
         return loss._replace(metrics=loss.metrics | by_gap)
     rows = run.corpora(prepare_ranked, 'validation', seq_len=config.seq_len, answers=config.ranked_answers)
-    return evaluate.make_evaluator(run, objective, rows, make_packed(run))
+    return evaluate.make_evaluator(run, objective, rows, make_packed(run, 1))
 
 
 def sft_answers(run: Run) -> Generation:

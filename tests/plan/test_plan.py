@@ -78,6 +78,11 @@ def test_what_stays_in_memory_is_what_a_run_holds(finished_pipeline):
             found = run.corpora(prepare, 'train', seq_len=run.config.seq_len, **how)
             stream = Mixture.from_config(found, run.config.data, 0, run.config.batch_size)
             batch = next(run.batches(stream.rows, 0, run.config.batch_size))
+            if name == 'reward':  # rows of one answer each, as where all are as long as may be
+                full_BR = np.full(batch['length_BR'].shape, run.config.seq_len, np.int32)
+                batch['length_BR'] = jax.device_put(full_BR, batch['length_BR'].sharding)
+                with jax.set_mesh(run.mesh):
+                    batch = STAGES[name].make_packed(run, run.config.exec.micro_batches)(batch)
             assert described(made.programs['step'].args[2]) == described(batch)
         if name == 'ppo':
             found = run.corpora(prepare_prompts, 'train', seq_len=run.config.max_prompt_tokens)

@@ -28,7 +28,7 @@ LENGTH_BR = np.array([[7, 3, 0], [12, 1, 5], [2, 9, 4], [6, 6, 6], [1, 2, 0], [1
 
 
 @pytest.fixture(scope='module')
-def read():
+def scored():
     """Groups of up to three answers; the tiny scorer and its parameters; the score of each answer read alone."""
     model = Transformer(tiny.model(), tiny.execution(), head='scalar', dropout=0.5)
     params = jax.tree.map(lambda leaf: leaf.value, initializer(model)(jax.random.key(0)),
@@ -51,8 +51,8 @@ def packing_run():
 
 
 @pytest.mark.parametrize('micro_batches', [1, 2, 4])
-def test_packed_answers_score_as_each_alone_whatever_the_micro_batches(packing_run, read, micro_batches):
-    model, params, groups, alone_BR = read
+def test_packed_answers_score_as_each_alone_whatever_the_micro_batches(packing_run, scored, micro_batches):
+    model, params, groups, alone_BR = scored
     batch = reward.make_packed(packing_run, micro_batches)(groups)
     rows, width = batch['tokens_BT'].shape
     assert rows < LENGTH_BR.size and rows * width < 0.7 * LENGTH_BR.size * 12
@@ -63,9 +63,9 @@ def test_packed_answers_score_as_each_alone_whatever_the_micro_batches(packing_r
     assert alone_BR.std() > 0.1
 
 
-def test_dropout_comes_with_its_key_alone(packing_run, read):
-    model, params, groups, _ = read
-    batch = reward.make_packed(packing_run)(groups)
+def test_dropout_comes_with_its_key_alone(packing_run, scored):
+    model, params, groups, _ = scored
+    batch = reward.make_packed(packing_run, 1)(groups)
     kept_BR, dropped_BR = (reward.group_scores(model, params, batch, key) for key in (None, jax.random.key(0)))
     assert not np.allclose(kept_BR, dropped_BR)
 

@@ -26,7 +26,7 @@ class Died(Exception):
 
 
 def environment() -> dict[str, str]:
-    """Of both sides' workers; all get the memory that `llm.main` gives ours."""
+    """Of both sides' workers; all get memory as `llm.main` does for ours: one heap that stays, in huge pages."""
     threads = str(machine.cores())
     allocator = {name: value % 2**64 for name, (_, value) in ALLOCATOR.items()} | {'hugetlb': 1}
     tunables = ':'.join(f'glibc.malloc.{name}={value}' for name, value in allocator.items())

@@ -29,7 +29,7 @@ class Work(NamedTuple):
 
 
 def serve(make: Callable[[dict[str, Any]], Work], packages: Iterable[str]) -> None:
-    """Answers until standard input ends. Of two turns nothing is told: programs are compiled, and memory is asked for."""
+    """Answers until standard input ends. Of two turns nothing is told: programs are compiled, memory is asked for."""
     answers = os.fdopen(os.dup(1), 'w')
     os.dup2(2, 1)  # whatever libraries print is no answer
     job = json.loads(sys.stdin.readline())

@@ -274,7 +274,6 @@ def main() -> int:
                         f'{",".join(job.NAMES)}')
     processes.choose_platform()
     enable_compilation_cache()
-    jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.2)
     if args.kill:
         fault = Fault(*json.loads(args.fault))
         with killed(args.kill, fault):

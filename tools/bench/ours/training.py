@@ -42,7 +42,7 @@ def make(job: dict[str, Any]) -> Work:
         counts.append(count(batch))
         return batch
     state = run.train_state(stage.initial(run), make_optimizer(run.config.optim))
-    read = reward.make_packed(run) if run.config.stage == 'reward' else lambda rows: rows
+    read = reward.make_packed(run, run.config.exec.micro_batches) if run.config.stage == 'reward' else lambda rows: rows
     steps = fit(state, lambda state, rows: program.jitted(state, None, read(rows)),
                 run.batches(counted, 0, run.config.batch_size), start=0, stop=sys.maxsize)
 
