@@ -18,6 +18,7 @@ A run's folder:
 """
 
 from collections.abc import Callable, Iterator
+import contextlib
 import dataclasses
 import functools
 import json
@@ -163,10 +164,21 @@ class Run:
 
     def batches(self, rows: Callable[[np.ndarray], dict[str, np.ndarray]], step: int, batch_size: int,
                 key: str = 'batch_size') -> Iterator[dict[str, jax.Array]]:
-        """Batches of a stream from the one after `step` on, made ahead of their use."""
+        """Batches of a stream from the one after `step` on, made ahead of their use.
+
+        What is waited for one is the phase `wait`; the device may be busy meanwhile.
+        """
         check_batch(key, batch_size, self.mesh, self.rules)
-        return prefetch(batches(rows, start=step, batch_size=batch_size, sharding=self.rows_sharding,
+        made = prefetch(batches(rows, start=step, batch_size=batch_size, sharding=self.rows_sharding,
                                 skipped=self.skipped), 2)
+
+        def waited_for() -> Iterator[dict[str, jax.Array]]:
+            with contextlib.closing(made):
+                while True:
+                    with self.phases.during('wait'):
+                        batch = next(made)
+                    yield batch
+        return waited_for()
 
 
 def initializer(model: Transformer) -> Callable[[jax.Array], Any]:

@@ -5,13 +5,17 @@ import subprocess
 import sys
 import threading
 import time
+import types
 
 from hypothesis import given, strategies as st
 import jax
 import numpy as np
 import pytest
 
+from llm.execution import MeshConfig
 from llm.loop import batch_of, batches, every, fit, prefetch
+from llm.phases import Phases
+from llm.run import Run
 from llm.sharding import AxisRules, batch_sharding, make_mesh
 from tests import tiny
 
@@ -103,3 +107,20 @@ def test_a_program_that_ends_in_the_middle_ends_quietly():
                'items = prefetch(itertools.count(), 2)\nprint(next(items))')
     ended = subprocess.run([sys.executable, '-c', program], capture_output=True, text=True, timeout=60)
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, '0\n', '')
+
+
+def test_waiting_for_a_batch_is_a_phase_and_a_batch_that_is_there_costs_none():
+    mesh, rules = make_mesh(MeshConfig(1, 1, 1), jax.devices()[:1]), AxisRules.from_config(tiny.EXEC.rules)
+    run = types.SimpleNamespace(phases=Phases(), mesh=mesh, rules=rules, rows_sharding=batch_sharding(mesh, rules),
+                                skipped=[])
+
+    def rows(indices):
+        time.sleep(0.3)
+        return {'x_B': indices}
+    made = Run.batches(run, rows, 0, 4)
+    next(made)
+    first = run.phases.seconds()['wait']
+    time.sleep(1.5)  # longer than two batches take
+    next(made)
+    made.close()
+    assert first >= 0.3 and run.phases.seconds()['wait'] - first < 0.2

@@ -310,7 +310,7 @@ def test_phases_of_a_real_run_add_up_to_its_seconds(finished_pipeline, name):
     result = read_result(exactness.folder_of(name, finished_pipeline))
     assert sum(result.phases.values()) == pytest.approx(result.seconds)
     own = {'rollout', 'score', 'update'} if name == 'ppo' else set()
-    assert {'data', 'compile', 'train', 'evaluate', 'save', 'samples'} | own <= set(result.phases)
+    assert {'data', 'compile', 'train', 'wait', 'evaluate', 'save', 'samples'} | own <= set(result.phases)
 
 
 # Plots.
