@@ -18,7 +18,8 @@ def tried(finished_pipeline, tmp_path):
 
 
 @pytest.mark.parametrize('fault, seen', [
-    (Fault('pretrain', 'batch', 'nan', 9, 9), 'grad_norm'), (Fault('ppo', 'reward', 'spike', 9, 9), 'reward')])
+    (Fault('pretrain', 'batch', 'nan', 9, 9), 'grad_norm'), (Fault('reward', 'gradient', 'spike', 9, 9), 'grad_norm'),
+    (Fault('ppo', 'reward', 'spike', 9, 9), 'reward')])
 def test_a_run_that_goes_back_is_the_one_that_never_met_the_batch(tried, fault, seen):
     row = tried(fault)
     assert (row['seen in'], row['back to'], row['left out'], row['as without']) == (seen, '8', '9', 'yes'), row
